@@ -1,0 +1,306 @@
+"""`ovbridge label`: pseudo boxes, CLIP embeddings and text banks into a label store."""
+
+from __future__ import annotations
+
+import json as json_format
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ovbridge.cli.arguments import call, pick
+from ovbridge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ovbridge.labeling.run import RunSettings, RunSummary
+    from ovbridge.teachers.protocol import Proposer
+
+PARTS = {
+    "regions": "class-agnostic boxes with the CLIP embedding of each crop (RKD targets)",
+    "tags": "the best 'every <name>' box of each label of an image (PIS targets)",
+    "text": "a text bank: the CLIP embedding of each class name",
+    "status": "progress, failures by cause and rate of a store",
+}
+REGIONS_EXAMPLES = """\
+ovbridge label regions --images data/world/train2017 --store runs/labels
+ovbridge label regions --images coco/train2017 --store labels --proposer mavl.safetensors --clip ViT-B-32/openai"""
+TAGS_EXAMPLES = """\
+ovbridge label tags --images coco/train2017 --annotations coco/annotations/captions_train2017.json --store labels
+ovbridge label tags --images world/image_labels --annotations world/annotations/image_labels.json --store labels"""
+TEXT_EXAMPLES = """\
+ovbridge label text --names "red mug,scissors" --store labels
+ovbridge label text --annotations coco/annotations/instances_val2017.json --npy coco_clip.npy --store labels"""
+STATUS_EXAMPLES = "ovbridge label status runs/labels --json"
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse and call."""
+    part = pick(argv, "ovbridge label", PARTS)
+    function, examples = {
+        "regions": (regions, REGIONS_EXAMPLES),
+        "tags": (tags, TAGS_EXAMPLES),
+        "text": (text, TEXT_EXAMPLES),
+        "status": (status, STATUS_EXAMPLES),
+    }[part]
+    call(function, argv[1:], verb=f"label {part}", examples=examples)
+
+
+def regions(
+    *,
+    images: Path,
+    store: Path,
+    proposer: str = "builtin",
+    clip: str = "builtin",
+    crop_rule: Literal["tight", "square", "ensemble-1.5"] = "tight",
+    top_k: int = 5,
+    paper_exact: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    batch: int = 8,
+    threads: int = 2,
+    shard: str = "0/1",
+    max_failed: float = 0.05,
+    retry_failed: bool = False,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Find the objects of every image and embed their crops with CLIP.
+
+    Given again, the same command goes on where it stopped.
+
+    Args:
+        images: Folder of images; subfolders too.
+        store: Label store to write to; made if need be.
+        proposer: Text-driven proposer: builtin (never saw a novel name), builtin-full, or a weights file.
+        clip: Image encoder: builtin, a weights file, or MODEL/TAG of open_clip.
+        crop_rule: What CLIP sees of a box: tight (the paper's), square with context, or the mean of 1x and 1.5x.
+        top_k: Regions kept per image.
+        paper_exact: Whole-pixel boxes, not clipped to the image, and the old NMS convention.
+        engine: Where to run.
+        batch: Images of equal size that go through the teacher together.
+        threads: Threads that read images.
+        shard: i/n: only the i-th of n parts, counted from 0; n commands may share one store.
+        max_failed: Largest share of images that may fail.
+        retry_failed: Take up images that failed before.
+        device: auto, cpu or cuda.
+        json: Print the result as JSON.
+    """
+    from ovbridge.data.image_reading import read_image
+    from ovbridge.labeling.labellers import RegionLabeller
+    from ovbridge.labeling.pseudo_boxes import SelectionConfig
+    from ovbridge.labeling.run import label_images
+    from ovbridge.labeling.sources import image_keys_in
+    from ovbridge.teachers.clip import load_clip
+
+    _only_local(engine)
+    settings = _settings(batch, threads, shard, max_failed, retry_failed)
+    keys = image_keys_in(images)
+    labeller = RegionLabeller(
+        proposer=_load_proposer(proposer, device),
+        encoder=load_clip(clip, _device(device)),
+        selection=SelectionConfig(top_k=top_k, paper_exact=paper_exact),
+        crop_rule=crop_rule,
+    )
+    _report(label_images(store, images, keys, labeller, read_image=read_image, settings=settings), store, json)
+
+
+def tags(
+    *,
+    images: Path,
+    annotations: Path,
+    store: Path,
+    proposer: str = "builtin",
+    threshold: float | None = None,
+    names_from: Path | None = None,
+    rule: Literal["words", "paper"] = "words",
+    paper_exact: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    batch: int = 8,
+    threads: int = 2,
+    shard: str = "0/1",
+    max_failed: float = 0.05,
+    retry_failed: bool = False,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Find the best box of every label that an image is known to have.
+
+    Given again, the same command goes on where it stopped.
+
+    Args:
+        images: Folder of images.
+        annotations: COCO JSON whose images carry captions or pos_category_ids, or a captions JSON.
+        store: Label store to write to; made if need be.
+        proposer: Text-driven proposer: builtin (never saw a novel name), builtin-full, or a weights file.
+        threshold: Boxes scored higher are kept; by default 0.95 for captions, 0 for labels, as in the paper.
+        names_from: Annotation file with the categories to look for; by default the file itself or its instances twin.
+        rule: How captions name classes: by words with plurals and synonyms, or the paper's substring rule.
+        paper_exact: Whole-pixel boxes, not clipped to the image.
+        engine: Where to run.
+        batch: Images of equal size that go through the teacher together.
+        threads: Threads that read images.
+        shard: i/n: only the i-th of n parts, counted from 0; n commands may share one store.
+        max_failed: Largest share of images that may fail.
+        retry_failed: Take up images that failed before.
+        device: auto, cpu or cuda.
+        json: Print the result as JSON.
+    """
+    from ovbridge.data.image_labels import load_tagged_images
+    from ovbridge.data.image_reading import read_image
+    from ovbridge.labeling.labellers import TagLabeller
+    from ovbridge.labeling.run import label_images
+    from ovbridge.labeling.sources import check_images_belong, default_threshold, names_by_image, vocabulary_in
+
+    _only_local(engine)
+    settings = _settings(batch, threads, shard, max_failed, retry_failed)
+    vocabulary = vocabulary_in(names_from) if names_from is not None else None
+    tagged = load_tagged_images(annotations, vocabulary=vocabulary, rule=rule)
+    check_images_belong(tagged.images, images, annotations)
+    names_of = names_by_image(tagged)
+    labeller = TagLabeller(
+        proposer=_load_proposer(proposer, device),
+        names_of=names_of,
+        threshold=default_threshold(tagged) if threshold is None else threshold,
+        paper_exact=paper_exact,
+    )
+    _report(
+        label_images(store, images, list(names_of), labeller, read_image=read_image, settings=settings), store, json
+    )
+
+
+def text(
+    *,
+    store: Path,
+    names: str | None = None,
+    annotations: Path | None = None,
+    clip: str = "builtin",
+    template: tuple[str, ...] = ("a photo of a {}",),
+    npy: Path | None = None,
+    encoder: str | None = None,
+    name: str = "default",
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Embed class names with CLIP, or take over embeddings that somebody published.
+
+    Args:
+        store: Label store to write to; made if need be.
+        names: Class names, separated by commas.
+        annotations: COCO JSON whose categories are the names, in order of id.
+        clip: Text encoder: builtin, a weights file, or MODEL/TAG of open_clip.
+        template: Prompts with {} for the name; several are averaged.
+        npy: Array [K, D] of embeddings in the order of the names, instead of an encoder.
+        encoder: With --npy: the encoder that made it.
+        name: What to call the bank.
+        device: auto, cpu or cuda.
+        json: Print the result as JSON.
+    """
+    from ovbridge.console import stdout
+    from ovbridge.label_store import save_text_bank
+    from ovbridge.labeling.sources import vocabulary_in
+    from ovbridge.teachers.clip import load_clip
+    from ovbridge.vocabulary import TextBank
+
+    if (names is None) == (annotations is None):
+        raise ConfigError("give the class names either as --names a,b,c or as --annotations FILE")
+    listed = [n.strip() for n in names.split(",") if n.strip()] if names is not None else []
+    chosen = vocabulary_in(annotations).names if annotations is not None else tuple(dict.fromkeys(listed))
+    if not chosen or not all("{}" in t for t in template):
+        raise ConfigError("--names needs at least one name, and every --template a {} for it")
+    bank = (
+        TextBank.from_npy(npy, chosen, encoder=encoder or npy.stem, template=template[0])
+        if npy is not None
+        else load_clip(clip, _device(device)).embed_names(chosen, template)
+    )
+    file = save_text_bank(store, bank, name)
+    if json:
+        print(
+            json_format.dumps({"file": str(file), "names": len(bank.names), "dim": bank.dim, "encoder": bank.encoder})
+        )
+    else:
+        stdout.print(f"{len(bank.names)} names of {bank.dim} values by {bank.encoder} in {file}", soft_wrap=True)
+
+
+def status(store: Path, /, *, json: bool = False) -> None:
+    """Show what a label store holds, what failed and why, and how fast it fills.
+
+    Args:
+        store: The label store.
+        json: Print as JSON; it also lists every failed image.
+    """
+    from ovbridge.console import stdout
+    from ovbridge.label_store import LabelStore
+
+    report = LabelStore.open(store).status()
+    if json:
+        print(json_format.dumps(report))
+        return
+    for table in [part for part in report if part != "text"]:
+        figures = report[table]
+        of = f" of {figures['of']}" if figures["of"] else ""
+        stdout.print(
+            f"{table}: {figures['images'] + figures['failed']}{of} images, {figures['boxes']} boxes, "
+            f"{figures['empty']} empty, {figures['failed']} failed, {figures['images_per_second']}/s; "
+            f"by {figures['proposer']} (trained on: {figures['proposer_trained_on']})",
+            soft_wrap=True,
+        )
+        for cause, count in figures["causes"].items():
+            stdout.print(f"  {count} failed: {cause}", soft_wrap=True, markup=False)
+    for bank, figures in report["text"].items():
+        stdout.print(f"text {bank}: {figures['names']} names of {figures['dim']} values by {figures['encoder']}")
+
+
+def _only_local(engine: str) -> None:
+    if engine != "local":
+        raise ConfigError(f"--engine {engine} is not available yet: use --engine local, with --shard on each machine")
+
+
+def _settings(batch: int, threads: int, shard: str, max_failed: float, retry_failed: bool) -> RunSettings:
+    from ovbridge.labeling.run import RunSettings
+
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise ConfigError(f"--shard {shard} is not i/n with i below n: for instance 0/4, 1/4, 2/4 and 3/4")
+    if batch < 1 or threads < 1:
+        raise ConfigError("--batch and --threads must be at least 1")
+    return RunSettings(
+        batch_images=batch,
+        decode_threads=threads,
+        shard=(int(match[1]), int(match[2])),
+        max_failed=max_failed,
+        retry_failed=retry_failed,
+    )
+
+
+def _device(name: str) -> str:
+    from ovbridge.device import default_device
+
+    return str(default_device()) if name == "auto" else name
+
+
+def _load_proposer(name: str, device: str) -> Proposer:
+    from ovbridge.teachers.mavl import load_mavl
+
+    return load_mavl(name, _device(device))
+
+
+def _report(summary: RunSummary, store: Path, json: bool) -> None:
+    from ovbridge.console import stdout
+
+    if json:
+        figures = {
+            "store": str(store),
+            "images": summary.images,
+            "done_before": summary.done_before,
+            "labelled": summary.labelled,
+            "failed": len(summary.failures),
+            "failures": summary.failures,
+        }
+        print(json_format.dumps(figures))
+        return
+    for key, cause in summary.failures.items():
+        stdout.print(f"failed: {key}: {cause}", soft_wrap=True, markup=False)
+    stdout.print(
+        f"{summary.labelled} images labelled, {summary.done_before} were done before, "
+        f"{len(summary.failures)} of {summary.images} failed: {store}",
+        soft_wrap=True,
+    )

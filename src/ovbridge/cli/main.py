@@ -1,0 +1,70 @@
+"""`ovbridge VERB ...`: finds the verb, imports only its file, and turns the user's mistakes into one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from ovbridge.cli.arguments import pick
+from ovbridge.errors import OVBridgeError
+
+VERBS = {
+    "demo": "the whole pipeline in the built-in world, ending in report.html",
+    "world": "write the built-in world to disk as COCO files",
+    "prepare": "make OV-COCO splits out of the public annotations",
+    "label": "pseudo boxes and CLIP embeddings into a label store",
+    "train": "a recipe; the same command resumes",
+    "evaluate": "a checkpoint or a results file under a named protocol",
+    "detect": "find things by name in pictures",
+}
+
+EXAMPLES = """\
+examples:
+  ovbridge demo --out runs/demo
+  ovbridge detect photo.jpg --names "red mug,scissors" --checkpoint runs/demo/detector.safetensors --out found
+  ovbridge train --help
+
+'ovbridge VERB --help' says more of one verb; 'ovbridge --version' prints the version."""
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+def main() -> None:
+    """Entry point of the `ovbridge` program."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code.
+
+    0 on success, 2 for a mistake of the user (one line on standard error), 130 after Ctrl-C. Anything else
+    that goes wrong is a fault of the program, and its traceback is left to be seen.
+    """
+    try:
+        if list(argv[:1]) in (["--version"], ["-V"]):
+            from ovbridge import __version__
+
+            print(f"ovbridge {__version__}")
+            return 0
+        verb = pick(argv, "ovbridge", VERBS, epilog=EXAMPLES)
+        importlib.import_module(f"ovbridge.cli.{verb}").run(list(argv[1:]))
+        sys.stdout.flush()
+    except OVBridgeError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) left; point stdout elsewhere so that the flush at exit does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""`ovbridge train RECIPE`: one stage of training; the same command resumes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ovbridge.cli.arguments import call
+
+EXAMPLES = """
+ovbridge train world_base --data runs/world --store runs/labels --out runs/base
+ovbridge train world_rkd --data runs/world --store runs/labels --init runs/base/detector.safetensors --out runs/rkd
+ovbridge train coco --stage rkd_pis_wt --data coco --init rkd.safetensors --out runs/wt --set loop.steps=1000
+ovbridge train world_base --data runs/world --store runs/labels --out runs/base --dry-run
+ovbridge train clip --help
+ovbridge train mavl --help
+"""
+
+TEACHERS = {"clip": "ovbridge.teachers.train_clip", "mavl": "ovbridge.teachers.mavl.train"}
+"""Recipes with arguments of their own: the built-in teachers."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse the words after `ovbridge train` and train."""
+    if argv and argv[0] in TEACHERS:
+        importlib.import_module(TEACHERS[argv[0]]).run(list(argv[1:]))
+        return
+    call(train, argv, verb="train", examples=EXAMPLES)
+
+
+def train(
+    recipe: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    out: Path,
+    stage: str | None = None,
+    data: Path | None = None,
+    store: Path | None = None,
+    init: Path | None = None,
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="A.B=C ...")] = (),
+    seed: int | None = None,
+    dry_run: bool = False,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Train one stage of a recipe; repeat the same command to resume.
+
+    Args:
+        recipe: world_base, world_rkd, ..., coco_..., lvis_..., or one of world, coco, lvis with --stage; clip, mavl.
+        out: Folder of the run: config.json, log.jsonl, tensorboard/, checkpoints/, detector.safetensors.
+        stage: base, rkd, pis, rkd_pis or rkd_pis_wt, where the recipe does not say it.
+        data: Folder that the recipe's data paths are relative to.
+        store: Label store.
+        init: Checkpoint to start from.
+        set: Overrides of single settings, such as loop.steps=1000 optim.learning_rate=0.01 data.images=photos.
+        seed: Seed of everything random.
+        dry_run: Print the whole run and check its inputs, but train nothing.
+        as_json: Print the result as JSON.
+    """
+    from ovbridge.config_tree import apply_overrides, to_json
+    from ovbridge.recipes import recipe_named
+
+    config = recipe_named(recipe, stage)
+    paths = config.data
+    if data is not None:
+        paths = replace(paths, root=str(data.absolute()))
+    if store is not None:
+        paths = replace(paths, store=str(store.absolute()))
+    config = replace(config, data=paths, init=str(init.absolute()) if init else config.init)
+    config = apply_overrides(config if seed is None else replace(config, seed=seed), set)
+    from ovbridge.train_run import plan_run, train_run
+
+    if dry_run:
+        print(json.dumps({"config": to_json(config), **plan_run(config, out)}, indent=2))
+        return
+    checkpoint = train_run(config, out)
+    if as_json:
+        print(json.dumps({"checkpoint": str(checkpoint), "stage": config.stage.name, "steps": config.loop.steps}))
+    else:
+        print(f"{checkpoint}", file=sys.stdout)

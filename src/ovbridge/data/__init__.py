@@ -1,0 +1,1 @@
+"""Reading data sets: COCO-format files, images, splits, image-level labels, transforms and batches."""

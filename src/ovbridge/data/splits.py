@@ -1,0 +1,57 @@
+"""Which classes are base, novel and unused, and the vocabulary of an annotation file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast, get_args
+
+from ovbridge.errors import DataError
+from ovbridge.vocabulary import Role, Vocabulary
+from ovbridge.vocabulary.coco_names import COCO_OVD
+
+_FREQUENCY_ROLE: dict[str, Role] = {"f": "base", "c": "base", "r": "novel"}
+
+
+def roles_of(categories: Sequence[dict[str, Any]]) -> tuple[Role, ...]:
+    """What each category is to the open-vocabulary protocol, in the order given.
+
+    A `role` key in every category wins. Next come LVIS frequencies (rare is novel), then the names of
+    OV-COCO, where all names are COCO's and the 17 novel ones are among them. Else every class is base.
+    """
+    if categories and all("role" in c for c in categories):
+        return tuple(_role_given(c) for c in categories)
+    if categories and all(c.get("frequency") in _FREQUENCY_ROLE for c in categories):
+        return tuple(_FREQUENCY_ROLE[c["frequency"]] for c in categories)
+    names = {c["name"] for c in categories}
+    if names <= set(COCO_OVD.names) and names >= set(COCO_OVD.names_of("novel")):
+        role = dict(zip(COCO_OVD.names, COCO_OVD.roles, strict=True))
+        return tuple(role[c["name"]] for c in categories)
+    base: Role = "base"
+    return (base,) * len(categories)
+
+
+def _role_given(category: dict[str, Any]) -> Role:
+    if category["role"] not in get_args(Role):
+        raise DataError(
+            f"category {category['id']} ({category['name']}) has role {category['role']!r}: use base, novel or unused"
+        )
+    return cast(Role, category["role"])
+
+
+def vocabulary_of(categories: Sequence[dict[str, Any]], source: str) -> Vocabulary:
+    """The classes of a file in category-id order, the order of the official text banks.
+
+    Raises DataError, prefixed with `source`, where the 80 COCO names stand in another order: the classifier's
+    columns would then mean other classes.
+    """
+    ordered = sorted(categories, key=lambda c: int(c["id"]))
+    names = tuple(str(c["name"]) for c in ordered)
+    if set(names) == set(COCO_OVD.names) and names != COCO_OVD.names:
+        k = next(k for k in range(len(names)) if names[k] != COCO_OVD.names[k])
+        raise DataError(
+            f"{source}: category {ordered[k]['id']} is {names[k]!r}, where COCO has {COCO_OVD.names[k]!r} "
+            f"(class number {k + 1} by id): give the categories COCO's order"
+        )
+    return Vocabulary(
+        names=names, roles=roles_of(ordered), category_ids=tuple(int(category["id"]) for category in ordered)
+    )

@@ -1,0 +1,137 @@
+"""The two-stage open-vocabulary detector: pixels → backbone → proposals → region head → detections.
+
+Legend: B images, R regions, F region feature, D embedding, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovbridge.detector.boxes import decode_boxes
+from ovbridge.detector.config import DetectorConfig, PostprocessConfig
+from ovbridge.detector.mask_head import MaskHead
+from ovbridge.detector.pixels import PixelNormalizer
+from ovbridge.detector.pooling import batch_rois
+from ovbridge.detector.postprocess import RawDetections, select_detections
+from ovbridge.detector.roi_head import RoIHead
+from ovbridge.detector.rpn import BoxProposals, RegionProposalNetwork
+from ovbridge.structures import Proposals
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedImages:
+    """Feature maps of a batch."""
+
+    features: list[Tensor]
+    """[B, C, H / stride, W / stride], one a level, finest first."""
+    sizes: list[tuple[int, int]]
+    """(H, W) of each image in pixels, before padding."""
+
+
+class TwoStageDetector(nn.Module):
+    """A composition of given parts; `build_detector` makes one from a `DetectorConfig`.
+
+    Training uses the parts through `training.objectives`; `forward` is not defined.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: DetectorConfig,
+        pixels: PixelNormalizer,
+        backbone: nn.Module,
+        rpn: RegionProposalNetwork,
+        roi_head: RoIHead,
+        mask_head: MaskHead | None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.pixels = pixels
+        self.backbone = backbone
+        self.rpn = rpn
+        self.roi_head = roi_head
+        self.mask_head = mask_head
+
+    @property
+    def num_classes(self) -> int:
+        """K, the size of the vocabulary now set."""
+        return self.roi_head.classifier.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.pixels.mean.device
+
+    def set_text_bank(self, embeddings_KD: Tensor) -> None:
+        """Make [K, D] text embeddings (rows of any length) the vocabulary; raises ValueError for another width."""
+        self.roi_head.classifier.set_text_bank(embeddings_KD)
+
+    def encode(self, images: Sequence[Tensor]) -> EncodedImages:
+        """Pictures [3, H, W] uint8 RGB → feature maps."""
+        batch, sizes = self.pixels(images)
+        return EncodedImages(features=self.backbone(batch), sizes=sizes)
+
+    def _proposals(self, encoded: EncodedImages, count: int | None = None) -> list[BoxProposals]:
+        limits = self.config.rpn
+        post_nms = limits.post_nms_test if count is None else count
+        return self.rpn.select(
+            self.rpn(encoded.features), encoded.sizes, pre_nms=max(limits.pre_nms_test, post_nms), post_nms=post_nms
+        )
+
+    @torch.inference_mode()
+    def propose(self, images: Sequence[Tensor], count: int) -> list[Proposals]:
+        """The `count` best boxes of the region proposal network for each image (uint8 RGB, resized), its pixels."""
+        return [
+            Proposals(boxes_xyxy=found.boxes_xyxy, scores=found.logits.sigmoid())
+            for found in self._proposals(self.encode(images), count)
+        ]
+
+    @torch.inference_mode()
+    def region_embeddings(self, images: Sequence[Tensor], boxes_per_image: Sequence[Tensor]) -> list[Tensor]:
+        """Unit embeddings [N, D] of given boxes [N, 4] (pixels of the images given), as classification sees them."""
+        encoded = self.encode(images)
+        rois = batch_rois([boxes.to(self.device, torch.float32) for boxes in boxes_per_image])
+        embeddings = self.roi_head.unit_embeddings(self.roi_head.in_chunks(encoded.features, rois))
+        return list(embeddings.split([len(boxes) for boxes in boxes_per_image]))
+
+    @torch.inference_mode()
+    def detect(
+        self,
+        images: Sequence[Tensor],
+        *,
+        postprocess: PostprocessConfig | None = None,
+        text_bank_KD: Tensor | None = None,
+    ) -> list[RawDetections]:
+        """Detections of pictures [3, H, W] uint8 RGB, already resized, in their pixels.
+
+        `text_bank_KD` (rows of any length) stands in for the stored vocabulary during this call alone.
+        """
+        config = postprocess or self.config.postprocess
+        encoded = self.encode(images)
+        proposals = [found.boxes_xyxy for found in self._proposals(encoded)]
+        rois = batch_rois(proposals)
+        region_RF = self.roi_head.in_chunks(encoded.features, rois)
+        boxes_R4 = decode_boxes(rois[:, 1:], self.roi_head.box_regressor(region_RF), self.config.roi.box_weights)
+        classifier = self.roi_head.classifier
+        query_RD = classifier.query(self.roi_head.projection(region_RF))
+        text_KD = classifier.text_KD
+        if text_bank_KD is not None:
+            text_KD = F.normalize(text_bank_KD.to(text_KD.device, torch.float32), dim=1)
+        counts = [len(boxes) for boxes in proposals]
+        found = [
+            select_detections(boxes, query, text_KD, classifier.bias, image_hw, config)[0]
+            for boxes, query, image_hw in zip(boxes_R4.split(counts), query_RD.split(counts), encoded.sizes, strict=True)
+        ]
+        return self._with_masks(encoded, found)
+
+    def _with_masks(self, encoded: EncodedImages, found: list[RawDetections]) -> list[RawDetections]:
+        if self.mask_head is None:
+            return found
+        probabilities = self.mask_head(encoded.features, batch_rois([d.boxes_xyxy for d in found])).sigmoid()
+        parts = probabilities.split([len(d.boxes_xyxy) for d in found])
+        return [replace(d, mask_probabilities=part) for d, part in zip(found, parts, strict=True)]

@@ -1,0 +1,7 @@
+"""Pseudo-labels of the teachers: atomic, resumable, queryable."""
+
+from ovbridge.label_store.manifest import ImageSet, Manifest
+from ovbridge.label_store.schema import LabelledImage, NamedBoxes, Table
+from ovbridge.label_store.store import LabelStore, save_text_bank
+
+__all__ = ["ImageSet", "LabelStore", "LabelledImage", "Manifest", "NamedBoxes", "Table", "save_text_bank"]

@@ -1,0 +1,197 @@
+"""One Lance dataset of labels: atomic appends that are idempotent by image key, and fast random reads.
+
+A commit is one Lance version: a killed writer leaves a data file nobody refers to, never half a row.
+Writers take an advisory lock for the moment of a commit and drop images that somebody else committed
+first, so concurrent labellers lose nothing and label nothing twice in the store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ovbridge.errors import StoreError
+from ovbridge.label_store.lock import locked
+from ovbridge.label_store.schema import LabelledImage, to_arrow
+
+ROWS_PER_FRAGMENT = 1 << 20
+MEMORY_LIMIT_BYTES = 256 << 20
+"""A table below this size is read into memory once; a larger one is read from disk row by row."""
+
+
+class LabelTable:
+    """A Lance dataset at `path`, which need not exist yet. Picklable; every process opens its own handle."""
+
+    def __init__(self, path: Path, schema: pa.Schema, *, memory_limit: int = MEMORY_LIMIT_BYTES) -> None:
+        self.path = path
+        self._schema = schema
+        self._memory_limit = memory_limit
+        self._forget()
+
+    def _forget(self) -> None:
+        self._known: set[str] = set()
+        self._known_version = 0
+        self._reader: _Reader | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_schema": self._schema, "_memory_limit": self._memory_limit}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def exists(self) -> bool:
+        """Whether anything was ever committed."""
+        return (self.path / "_versions").is_dir() and any((self.path / "_versions").iterdir())
+
+    def keys(self) -> set[str]:
+        """Image keys with committed rows, those of other writers included."""
+        if self.exists():
+            self._learn(_open(self.path))
+        return set(self._known)
+
+    def _learn(self, dataset: Any) -> None:
+        if dataset.version != self._known_version:
+            column = dataset.scanner(columns=["image_key"], filter="rank = 0").to_table()["image_key"]
+            self._known = set(column.to_pylist())
+            self._known_version = dataset.version
+
+    def append(self, images: Sequence[LabelledImage]) -> list[str]:
+        """Commit the images whose key is not there yet; when it returns they are on disk.
+
+        Returns the keys that were added. Raises StoreError where the disk refuses; rows committed
+        before stay readable.
+        """
+        import lance
+
+        with self._write("write to"):
+            dataset = _open(self.path) if self.exists() else None
+            if dataset is not None:
+                self._learn(dataset)
+            fresh = {i.image_key: i for i in images if i.image_key not in self._known}
+            if fresh:
+                rows = to_arrow(list(fresh.values()), self._schema)
+                written = lance.write_dataset(rows, str(self.path) if dataset is None else dataset, mode="append")
+                self._known.update(fresh)
+                self._known_version = written.version
+            return list(fresh)
+
+    def discard_failed(self) -> int:
+        """Forget the images that failed, so that a run takes them up again; returns how many."""
+        if not self.exists():
+            return 0
+        with self._write("change"):
+            dataset = _open(self.path)
+            failed = int(dataset.count_rows(filter="status = 'failed'"))
+            if failed:
+                dataset.delete("status = 'failed'")
+            return failed
+
+    def compact(self, *, at_fragments: int = 1) -> None:
+        """Merge small files, from `at_fragments` on, and remove what no version needs, leftovers of kills included."""
+        if not self.exists() or len(_open(self.path).get_fragments()) < at_fragments:
+            return
+        with self._write("compact"):
+            dataset = _open(self.path)
+            self._learn(dataset)
+            dataset.optimize.compact_files(target_rows_per_fragment=ROWS_PER_FRAGMENT)
+            self._known_version = dataset.version
+            # Safe although it ignores the age of files: nobody else is inside the lock.
+            dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+
+    def columns(self, names: Sequence[str], condition: str | None = None) -> pa.Table:
+        """Some columns of all rows (that fulfil an SQL condition), in stored order."""
+        if not self.exists():
+            return self._schema.empty_table().select(list(names))
+        return _open(self.path).scanner(columns=list(names), filter=condition).to_table()
+
+    def rows(self, image_keys: Sequence[str]) -> tuple[pa.Table, dict[str, tuple[int, int]]]:
+        """Label columns of the images that did not fail, and (first row, rows) of each; as of the first call here.
+
+        An image without boxes has no rows; one that failed or is not there has no entry.
+        """
+        if self._reader is None or self._reader.process != os.getpid():
+            self._reader = _Reader(self.path, self._schema, self._memory_limit) if self.exists() else None
+        if self._reader is None:
+            return self._schema.empty_table(), {}
+        try:
+            return self._reader.rows(image_keys)
+        except OSError:
+            # A compaction elsewhere removed the version that this reader had open.
+            self._reader = _Reader(self.path, self._schema, self._memory_limit)
+            return self._reader.rows(image_keys)
+
+    @contextmanager
+    def _write(self, verb: str) -> Iterator[None]:
+        try:
+            with locked(self.path.with_suffix(".lock")):
+                yield
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise StoreError(
+                f"cannot {verb} {self.path} ({reason}): free or unlock the disk, then run the same command again"
+            ) from error
+
+
+def _open(path: Path) -> Any:
+    import lance
+
+    try:
+        return lance.dataset(str(path))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is not a readable Lance dataset ({error}): label into a new --store") from None
+
+
+class _Reader:
+    """A snapshot of a table: where the rows of each image are, and the rows themselves where they fit."""
+
+    def __init__(self, path: Path, schema: pa.Schema, memory_limit: int) -> None:
+        self.process = os.getpid()
+        self._columns = [name for name in schema.names if name not in ("image_key", "rank", "status", "cause")]
+        self._dataset = _open(path)
+        index = self._dataset.to_table(columns=["image_key", "status"])
+        runs = pc.run_end_encode(_one_array(index["image_key"]))
+        ends = runs.run_ends.to_numpy().astype(np.int64)
+        starts = np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
+        statuses = _one_array(index["status"]).take(pa.array(starts)).to_pylist()
+        self._range_of = {
+            key: (start, end if status == "ok" else start)
+            for key, start, end, status in zip(
+                runs.values.to_pylist(), starts.tolist(), ends.tolist(), statuses, strict=True
+            )
+            if status != "failed"
+        }
+        size = index.num_rows * sum(_width_bytes(schema.field(name).type) for name in self._columns)
+        self._in_memory = self._dataset.to_table(columns=self._columns) if size <= memory_limit else None
+
+    def rows(self, image_keys: Sequence[str]) -> tuple[pa.Table, dict[str, tuple[int, int]]]:
+        ranges = {key: self._range_of[key] for key in image_keys if key in self._range_of}
+        positions = [i for start, end in ranges.values() for i in range(start, end)]
+        if self._in_memory is not None:
+            taken = self._in_memory.take(pa.array(positions, pa.int64()))
+        elif positions:
+            taken = self._dataset.take(positions, columns=self._columns)
+        else:
+            taken = self._dataset.schema.empty_table().select(self._columns)
+        counts = [end - start for start, end in ranges.values()]
+        offsets = np.cumsum([0, *counts])[: len(counts)].tolist()
+        return taken, dict(zip(ranges, zip(offsets, counts, strict=True), strict=True))
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _width_bytes(data_type: pa.DataType) -> int:
+    if pa.types.is_fixed_size_list(data_type):
+        return int(data_type.list_size * data_type.value_type.bit_width // 8)
+    return 32 if pa.types.is_string(data_type) else int(data_type.bit_width // 8)

@@ -1,0 +1,81 @@
+"""Commits labels from a thread of its own, so that the teacher never waits for the disk."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from ovbridge.label_store import LabelledImage, LabelStore, Table
+
+FRAGMENTS_BEFORE_COMPACTION = 256
+"""A slow teacher commits few images at a time; merging now and then keeps opening the store fast."""
+
+
+class BackgroundWriter:
+    """`with BackgroundWriter(...) as put: put(image)`; on leaving, everything put has been committed.
+
+    A failed commit is raised by the next `put` or on leaving. After an interrupt what was put is still
+    committed: it was paid for.
+    """
+
+    def __init__(
+        self,
+        store: LabelStore,
+        table: Table,
+        *,
+        commit_images: int,
+        commit_seconds: float,
+        of: int,
+    ) -> None:
+        self._store, self._table, self._of = store, table, of
+        self._commit_images, self._commit_seconds = commit_images, commit_seconds
+        # Bounded: a disk slower than the teacher holds the teacher back instead of filling the memory.
+        self._queue: queue.Queue[LabelledImage | None] = queue.Queue(maxsize=2 * commit_images)
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="label-writer", daemon=True)
+
+    def __enter__(self) -> Callable[[LabelledImage], None]:
+        self._thread.start()
+        return self._put
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if self._failure is not None and kind is None:
+            raise self._failure
+
+    def _put(self, image: LabelledImage) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._queue.put(image)
+
+    def _run(self) -> None:
+        pending: list[LabelledImage] = []
+        last_commit = time.monotonic()
+        running = True
+        while running:
+            wait = max(self._commit_seconds - (time.monotonic() - last_commit), 0.01)
+            try:
+                item = self._queue.get(timeout=wait)
+                if item is None:
+                    running = False
+                elif self._failure is None:
+                    pending.append(item)
+            except queue.Empty:
+                pass
+            now = time.monotonic()
+            due = len(pending) >= self._commit_images or now - last_commit >= self._commit_seconds
+            if pending and (due or not running):
+                self._commit(pending, now - last_commit)
+                pending = []
+            if due:
+                last_commit = now
+
+    def _commit(self, pending: list[LabelledImage], seconds: float) -> None:
+        try:
+            self._store.append(self._table, pending, seconds=seconds, of=self._of)
+            self._store.compact(self._table, at_fragments=FRAGMENTS_BEFORE_COMPACTION)
+        except BaseException as error:
+            self._failure = error

@@ -1,0 +1,77 @@
+"""The built-in world: the paper's stages at a size that two CPU cores train in minutes.
+
+Paths are those that `ovbridge world --out DIR`, `ovbridge prepare coco-ovd` (into DIR/annotations) and
+`ovbridge label --store DIR/labels` write, relative to `data.root`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ovbridge.data.transforms import TrainTransform
+from ovbridge.detector import world_r18_fpn
+from ovbridge.run_config import RunConfig
+from ovbridge.training.batches import BatchConfig
+from ovbridge.training.inputs import DataConfig
+from ovbridge.training.loop import LoopConfig
+from ovbridge.training.objectives import LossWeights
+from ovbridge.training.optim import OptimConfig
+from ovbridge.training.stages import STAGES, Stage
+
+EMBEDDING_DIM = 64
+"""Width of the built-in CLIP; the text bank has the last word."""
+
+
+def world_base() -> RunConfig:
+    """Supervised on the 48 base nouns, from scratch with trainable batch norm."""
+    pixels = TrainTransform(short_sides=(128,), max_long_side=214)
+    return RunConfig(
+        recipe="world_base",
+        stage=replace(STAGES["base"], batch_norm="train"),
+        detector=world_r18_fpn(embedding_dim=EMBEDDING_DIM),
+        loop=LoopConfig(steps=400, save_every=100, log_every=10),
+        data=DataConfig(
+            annotations="annotations/instances_train2017_base.json",
+            label_images="image_labels",
+            label_annotations="annotations/image_labels.json",
+            store="labels",
+            cache_in_memory=True,
+        ),
+        batches=BatchConfig(det=16, cls=32, ratio=(1.0, 2.0), det_transform=pixels, cls_transform=pixels),
+        optim=OptimConfig(
+            learning_rate=0.02,
+            schedule="cosine",
+            warmup_steps=50,
+            warmup_factor=0.01,
+            clip_norm=10.0,
+            decay_norms_and_biases=False,
+            keep_zero_gradients=False,
+        ),
+        # The mean over D elements shrinks with 1/sqrt(D) for unit rows: 15 at 512 is about 40 at 64.
+        losses=LossWeights(rkd_l1=40.0, rkd_relation=1.0),
+    )
+
+
+def world_rkd() -> RunConfig:
+    """Base + region-based knowledge distillation."""
+    return _at(STAGES["rkd"])
+
+
+def world_pis() -> RunConfig:
+    """Base + pseudo boxes for image labels."""
+    return _at(STAGES["pis"])
+
+
+def world_rkd_pis() -> RunConfig:
+    """Both at once through one shared projection (the naive combination)."""
+    return _at(STAGES["rkd_pis"])
+
+
+def world_rkd_pis_wt() -> RunConfig:
+    """Both, with the classification weights transferred from the frozen RKD projection."""
+    return _at(STAGES["rkd_pis_wt"])
+
+
+def _at(stage: Stage) -> RunConfig:
+    detector = world_r18_fpn(embedding_dim=EMBEDDING_DIM, transfer=stage.projection == "transfer")
+    return replace(world_base(), recipe=f"world_{stage.name}", stage=stage, detector=detector)

@@ -1,0 +1,1 @@
+"""From figures and pictures to one self-contained HTML file."""

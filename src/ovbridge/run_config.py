@@ -1,0 +1,73 @@
+"""A whole training run as one record: the component configurations, composed.
+
+`RunConfig` goes to JSON and back unchanged, and every field can be set from the command line (`config_tree`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ovbridge.detector.config import DetectorConfig
+from ovbridge.errors import ConfigError
+from ovbridge.training.batches import BatchConfig
+from ovbridge.training.inputs import DataConfig
+from ovbridge.training.loop import LoopConfig
+from ovbridge.training.objectives import LossWeights
+from ovbridge.training.optim import OptimConfig
+from ovbridge.training.stages import Stage
+
+FREE_FIELDS = frozenset(
+    {
+        "config.data.root",
+        "config.data.images",
+        "config.data.annotations",
+        "config.data.label_images",
+        "config.data.label_annotations",
+        "config.data.store",
+        "config.data.text_bank",
+        "config.init",
+        "config.batches.workers",
+        "config.loop.save_every",
+        "config.loop.keep_checkpoints",
+        "config.loop.log_every",
+        "config.loop.prefetch",
+        "version",
+    }
+)
+"""Fields that may change when a run goes on: they change no weight, or (paths) their contents are compared instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One stage of training under one recipe."""
+
+    recipe: str
+    """Name of the function that made this, for people."""
+    stage: Stage
+    """What it starts from, what it freezes, which losses it adds."""
+    detector: DetectorConfig
+    """The architecture; `projection.embedding_dim` is taken from the text bank."""
+    loop: LoopConfig
+    """Steps, precision, how often to save."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Where the data are."""
+    batches: BatchConfig = field(default_factory=BatchConfig)
+    """Sizes and mix of the batches, image sizes."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and schedule."""
+    losses: LossWeights = field(default_factory=LossWeights)
+    """Weights of the losses; those that the stage does not add are not computed."""
+    federated_classes: int | None = None
+    """Classify over this many drawn classes a step (LVIS: 50); None uses all that have boxes."""
+    init: str = ""
+    """Checkpoint to start from; for a stage that starts from nothing, a file with a pretrained backbone, or empty."""
+    seed: int = 0
+    """Fixes new weights, the order of the data, augmentation and sampling."""
+
+    def __post_init__(self) -> None:
+        transferred = self.detector.projection.transfer is not None
+        if transferred != (self.stage.projection == "transfer"):
+            raise ConfigError(
+                f"stage.projection is {self.stage.projection!r} but the detector has "
+                f"{'a' if transferred else 'no'} weight transfer: use the recipe of that stage"
+            )

@@ -1,0 +1,263 @@
+"""CLIP as a teacher: embeddings of image crops and of class names.
+
+One class serves the CLIP that ships with the package and every model of open_clip: both are
+`open_clip` models, only their configuration and weights come from different places.
+Legend: N crops or names, D embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovbridge.device import autocast
+from ovbridge.errors import TeacherError
+from ovbridge.teachers.tokenizer import ByteBpeTokenizer
+from ovbridge.vocabulary.text_bank import PAPER_TEMPLATE, TextBank
+
+BUILTIN_CLIP = Path(__file__).parent / "weights" / "clip.safetensors"
+BUILTIN_NAMES = ("builtin",)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """Shape of a CLIP that is trained here, in open_clip's own terms."""
+
+    embed_dim: int = 64
+    """Width of the joint embedding space, D."""
+    image_size: int = 64
+    """Side of the square input in pixels."""
+    vision_layers: tuple[int, int, int, int] = (2, 2, 2, 2)
+    """Bottleneck blocks a stage of open_clip's modified ResNet."""
+    vision_width: int = 16
+    """Channels of the stem; the last stage has 32 times as many."""
+    text_width: int = 96
+    """Width of the text transformer."""
+    text_layers: int = 3
+    """Blocks of the text transformer."""
+    context_length: int = 24
+    """Tokens a text, start and end marks included."""
+
+    def open_clip_config(self, vocab_size: int) -> dict[str, Any]:
+        """Keyword arguments of `open_clip.model.CLIP`."""
+        return {
+            "embed_dim": self.embed_dim,
+            "vision_cfg": {
+                "layers": list(self.vision_layers),
+                "width": self.vision_width,
+                "head_width": 64,
+                "image_size": self.image_size,
+            },
+            "text_cfg": {
+                "context_length": self.context_length,
+                "vocab_size": vocab_size,
+                "width": self.text_width,
+                "heads": max(1, self.text_width // 32),
+                "layers": self.text_layers,
+            },
+        }
+
+
+class ClipTeacher:
+    """A frozen CLIP: `embed_crops` for region targets, `embed_names` for classifiers."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenize: Callable[[Sequence[str]], Tensor],
+        *,
+        name: str,
+        digest: str,
+        image_size: int,
+        embedding_dim: int,
+        device: torch.device,
+        batch_size: int = 128,
+    ) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.name, self.digest = name, digest
+        self.image_size, self.embedding_dim = image_size, embedding_dim
+        self._tokenize, self._device, self._batch_size = tokenize, device, batch_size
+        self._mean = torch.tensor(CLIP_MEAN, device=device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(CLIP_STD, device=device).view(1, 3, 1, 1) * 255
+
+    @torch.inference_mode()
+    def embed_crops(self, crops: Sequence[np.ndarray]) -> Tensor:
+        """Embeddings of RGB crops.
+
+        Args:
+            crops: N arrays [h, w, 3] uint8, any size; CLIP's rule is applied: bicubic resize of the short
+                side to the input size, then the centre square.
+
+        Returns:
+            [N, D] float32 on the CPU, not normalised.
+        """
+        if not crops:
+            return torch.zeros(0, self.embedding_dim)
+        parts = []
+        for start in range(0, len(crops), self._batch_size):
+            pixels = np.stack([clip_square(crop, self.image_size) for crop in crops[start : start + self._batch_size]])
+            batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
+            with autocast(self._device):
+                embeddings = self.model.encode_image((batch - self._mean) / self._std)  # type: ignore[operator]
+            parts.append(embeddings.float().cpu())
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """[N, D] float32 embeddings of whole texts, not normalised."""
+        parts = []
+        for start in range(0, len(texts), self._batch_size):
+            tokens = self._tokenize(texts[start : start + self._batch_size]).to(self._device)
+            parts.append(self.model.encode_text(tokens).float().cpu())  # type: ignore[operator]
+        return torch.cat(parts) if parts else torch.zeros(0, self.embedding_dim)
+
+    def embed_names(self, names: Sequence[str], templates: Sequence[str] = (PAPER_TEMPLATE,)) -> TextBank:
+        """The text bank of `names`; several templates are averaged after normalising each."""
+        if len(templates) == 1:
+            embeddings = self.embed_texts([templates[0].format(name) for name in names])
+        else:
+            per_template = [
+                F.normalize(self.embed_texts([template.format(name) for name in names]), dim=1)
+                for template in templates
+            ]
+            embeddings = torch.stack(per_template).mean(dim=0)
+        return TextBank(names=tuple(names), embeddings_KD=embeddings, encoder=self.name, templates=tuple(templates))
+
+
+def clip_square(crop: np.ndarray, size: int) -> np.ndarray:
+    """CLIP's own preprocessing of one RGB crop: short side to `size` (bicubic), centre `size` x `size`.
+
+    Long thin crops lose their ends, as in the paper's teacher (PAPER §1.2 row 6).
+    """
+    height, width = crop.shape[:2]
+    scale = size / min(height, width)
+    resized_w, resized_h = max(size, round(width * scale)), max(size, round(height * scale))
+    left, top = round((resized_w - size) / 2), round((resized_h - size) / 2)
+    # Only the part that the centre square shows is resampled: a 2000:1 crop would else need gigabytes.
+    box = (left / scale, top / scale, (left + size) / scale, (top + size) / scale)
+    box = (box[0], box[1], min(box[2], width), min(box[3], height))
+    image = Image.fromarray(np.ascontiguousarray(crop))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def load_clip(name_or_path: str, device: torch.device | str = "cpu") -> ClipTeacher:
+    """A CLIP teacher by name or file.
+
+    Args:
+        name_or_path: "builtin" (ships with the package), a `.safetensors` written by `ovbridge train clip`,
+            "MODEL/TAG" of open_clip such as "ViT-B-32-quickgelu/openai", or "MODEL:FILE" for local weights.
+        device: where to compute.
+
+    Raises:
+        TeacherError: no such file or model, foreign weights, or weights that only a network could fetch.
+    """
+    device = torch.device(device)
+    if name_or_path in BUILTIN_NAMES:
+        return _load_ours(BUILTIN_CLIP, device, name="builtin")
+    if name_or_path.endswith(".safetensors") and ":" not in name_or_path:
+        return _load_ours(Path(name_or_path), device, name=None)
+    return _load_open_clip(name_or_path, device)
+
+
+def save_clip(path: Path, model: nn.Module, tokenizer: ByteBpeTokenizer, config: ClipConfig, trained_on: str) -> None:
+    """Write one safetensors file: fp16 weights, configuration and tokenizer in the metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {
+        "kind": "ovbridge.clip",
+        "config": json.dumps(config.__dict__),
+        "tokenizer": tokenizer.model_json,
+        "trained_on": trained_on,
+    }
+    tensors = {
+        name: (value.half() if value.is_floating_point() else value).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    aside = path.with_name(path.name + ".part")
+    save_file(tensors, aside, metadata=metadata)
+    aside.replace(path)
+
+
+def build_clip(config: ClipConfig, vocab_size: int) -> nn.Module:
+    """A freshly initialised open_clip model of the given shape."""
+    from open_clip.model import CLIP
+
+    return CLIP(**config.open_clip_config(vocab_size))  # type: ignore[no-any-return]
+
+
+def _load_ours(path: Path, device: torch.device, name: str | None) -> ClipTeacher:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("kind") != "ovbridge.clip":
+                raise TeacherError(f"{path} is not a CLIP written by 'ovbridge train clip'")
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise TeacherError(f"cannot read the CLIP weights {path}: {error}") from None
+    fields = json.loads(metadata["config"])
+    config = ClipConfig(**{**fields, "vision_layers": tuple(fields["vision_layers"])})
+    tokenizer = ByteBpeTokenizer(metadata["tokenizer"])
+    model = build_clip(config, tokenizer.vocab_size)
+    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ClipTeacher(
+        model,
+        lambda texts: tokenizer(texts, config.context_length),
+        name=name or f"{path.name}@{digest[:12]}",
+        digest=digest,
+        image_size=config.image_size,
+        embedding_dim=config.embed_dim,
+        device=device,
+    )
+
+
+def _load_open_clip(name: str, device: torch.device) -> ClipTeacher:
+    import open_clip
+
+    model_name, separator, weights = name.partition(":") if ":" in name else name.partition("/")
+    if not separator or model_name not in open_clip.list_models():
+        raise TeacherError(
+            f"unknown CLIP {name!r}: use 'builtin', a .safetensors file, or MODEL/TAG of open_clip "
+            "such as ViT-B-32-quickgelu/openai, or MODEL:FILE"
+        )
+    if ":" in name and not Path(weights).is_file():
+        raise TeacherError(f"no weights file {weights} for CLIP {model_name}")
+    try:
+        model = open_clip.create_model(model_name, pretrained=weights, require_pretrained=True)
+    except Exception as error:  # noqa: BLE001 - hub, network and format errors share no base class
+        raise TeacherError(
+            f"cannot load CLIP {name}: {str(error).splitlines()[0]} "
+            "(without a network give local weights as MODEL:FILE)"
+        ) from None
+    tokenizer = open_clip.get_tokenizer(model_name)
+    size = model.visual.image_size
+    return ClipTeacher(
+        model,
+        lambda texts: tokenizer(list(texts)),
+        name=f"open_clip:{name}",
+        digest=_state_digest(model),
+        image_size=int(size[0] if isinstance(size, tuple | list) else size),
+        embedding_dim=int(open_clip.get_model_config(model_name)["embed_dim"]),
+        device=device,
+    )
+
+
+def _state_digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,207 @@
+"""Files of MAVL weights: ours (safetensors with everything in the header) and the official `.pth`, read safely."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from ovbridge.errors import CheckpointError, TeacherError
+from ovbridge.teachers.mavl.config import MavlConfig, mavl_full
+from ovbridge.teachers.mavl.model import Mavl
+from ovbridge.teachers.mavl.text import hub_tokenizer
+
+FORMAT = "ovbridge-mavl-1"
+
+OFFICIAL_PREFIXES = (
+    ("backbone.0.body.", "backbone."),
+    ("input_proj.", "input_proj."),
+    ("query_embed.", "query_embed."),
+    ("transformer.level_embed", "level_embed"),
+    ("transformer.encoder.", "encoder."),
+    ("transformer.decoder.", "decoder."),
+    ("transformer.reference_points.", "reference_points."),
+    ("transformer.img_text_attn.", "fusion."),
+    ("transformer.text_encoder.", "text.encoder."),
+    ("transformer.resizer.fc.", "text.resizer."),
+    ("transformer.resizer.layer_norm.", "text.resizer_norm."),
+    ("class_embed.0.", "class_head."),
+    ("bbox_embed.0.", "box_head."),
+)
+"""Official tensor names and ours; inside the modules the names are the same."""
+
+_UNUSED_OFFICIAL = re.compile(
+    # Copies of the shared heads, and parts that the released inference never runs.
+    r"^(class_embed|bbox_embed)\.[1-9]\d*\.|^transformer\.text_encoder\.pooler\.|\.position_ids$|\.num_batches_tracked$"
+)
+
+
+def our_name(official: str) -> str | None:
+    """Our name of an official tensor; None for one that is a copy or not used; CheckpointError for a foreign one."""
+    if _UNUSED_OFFICIAL.search(official):
+        return None
+    for theirs, ours in OFFICIAL_PREFIXES:
+        if official.startswith(theirs):
+            return ours + official[len(theirs) :]
+    raise CheckpointError(f"tensor {official!r} is not part of MDef-DETR: is this an MDef_DETR_r101 checkpoint?")
+
+
+def official_names(state: dict[str, Tensor]) -> dict[str, str]:
+    """The official name of each of our tensors."""
+    names = {}
+    for ours in state:
+        theirs = next(t + ours[len(o) :] for t, o in OFFICIAL_PREFIXES if ours.startswith(o))
+        names[ours] = theirs
+    return names
+
+
+def read_official(path: Path) -> dict[str, Tensor]:
+    """The released `MDef_DETR_r101_*.pth` under our names. Reads tensors only: nothing in the file is executed."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path} is damaged or holds more than tensors ({reason}): download it again") from error
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} holds no MDef-DETR weights: expected a dictionary with 'model'")
+    renamed = ((our_name(name), tensor) for name, tensor in state.items())
+    return {name: tensor for name, tensor in renamed if name is not None}
+
+
+def convert_official_mavl(source: Path, target: Path, *, tokenizer: str = "roberta-base") -> dict[str, Any]:
+    """Rewrite an official `.pth` as our safetensors file; returns a summary. The tokenizer is named, not stored."""
+    with torch.device("meta"):
+        model = Mavl(mavl_full())
+    state = read_official(source)
+    _check_names(state, model.state_dict(), str(source))
+    save_mavl(
+        target,
+        config=mavl_full(),
+        state=state,
+        tokenizer=tokenizer,
+        trained_on="LMDet: Flickr30k, MS-COCO/GQA and Visual Genome phrases (novel names included); see arXiv 2111.11430",
+        half=False,
+    )
+    return {"tensors": len(state), "parameters": sum(t.numel() for t in state.values()), "out": str(target)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MavlFile:
+    """A MAVL weights file, read."""
+
+    config: MavlConfig
+    """Architecture."""
+    state: dict[str, Tensor]
+    """fp32 tensors under our names."""
+    tokenizer: Tokenizer
+    """Turns a text into token ids."""
+    trained_on: str
+    """What its training saw."""
+    digest: str
+    """First 16 hex digits of the file's SHA-256."""
+
+
+def save_mavl(
+    path: Path, *, config: MavlConfig, state: dict[str, Tensor], tokenizer: Tokenizer | str, trained_on: str, half: bool
+) -> None:
+    """Write atomically. `half` stores floats as fp16 (half the size, 3 digits); a tokenizer given as text is a name."""
+    tensors = {
+        name: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous().clone()
+        for name, t in state.items()
+    }
+    metadata = {"format": FORMAT, "config": config.to_json(), "trained_on": trained_on}
+    if isinstance(tokenizer, str):
+        metadata["tokenizer_name"] = tokenizer
+    else:
+        metadata["tokenizer"] = tokenizer.to_str()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, metadata=metadata)
+    partial.replace(path)
+
+
+def read_mavl(path: Path, *, tokenizer: str | None = None) -> MavlFile:
+    """Read a file of `save_mavl`. `tokenizer` overrides the tokenizer by a folder or hub name.
+
+    Raises CheckpointError where the file is missing, damaged or not MAVL's, TeacherError where a named tokenizer
+    cannot be found.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise CheckpointError(f"{path} is no MAVL weights file: it does not exist or is a folder") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}): fetch or make it again") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} does not hold MAVL weights (format {metadata.get('format')!r}): official .pth files go through "
+            "'ovbridge convert'"
+        )
+    name = tokenizer or metadata.get("tokenizer_name")
+    if name:
+        words = hub_tokenizer(name)
+    elif "tokenizer" in metadata:
+        words = Tokenizer.from_str(metadata["tokenizer"])
+    else:
+        raise TeacherError(f"{path} names no tokenizer: pass tokenizer=FOLDER")
+    return MavlFile(
+        config=MavlConfig.from_json(metadata["config"]),
+        state={k: t.float() if t.is_floating_point() else t for k, t in state.items()},
+        tokenizer=words,
+        trained_on=metadata.get("trained_on", "unknown"),
+        digest=file_digest(path),
+    )
+
+
+def build_mavl(file: MavlFile, path: Path) -> Mavl:
+    """The model with the file's weights, in evaluation mode."""
+    return mavl_from_state(file.config, file.state, source=str(path))
+
+
+def mavl_from_state(config: MavlConfig, state: dict[str, Tensor], *, source: str) -> Mavl:
+    """The model that holds these very tensors, in evaluation mode; `source` names them in errors."""
+    # On the meta device: a random start of 150 million parameters would take longer than reading them.
+    with torch.device("meta"):
+        model = Mavl(config)
+    _check_names(state, model.state_dict(), source)
+    model.load_state_dict(state, assign=True)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:  # RoBERTa's id buffers, which TextEncoder does not read
+                setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
+    return model.eval().requires_grad_(False)
+
+
+def file_digest(path: Path) -> str:
+    """First 16 hex digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _check_names(state: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
+    missing, foreign = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or foreign:
+        raise CheckpointError(
+            f"{source} does not fit its architecture: {len(missing)} tensors missing {json.dumps(missing[:3])}, "
+            f"{len(foreign)} unknown {json.dumps(foreign[:3])}"
+        )
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}, the architecture {tuple(expected[name].shape)}"
+            )

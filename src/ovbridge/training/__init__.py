@@ -1,0 +1,1 @@
+"""Stages of training, the loop, its optimiser, its checkpoints and its log."""

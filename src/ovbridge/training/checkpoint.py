@@ -1,0 +1,150 @@
+"""Checkpoints to go on from: written aside, synced, then renamed, so that a name is proof of a complete one.
+
+A checkpoint is a folder `step_00000100` with `tensors.safetensors` (weights, momentum, random state) and
+`state.json` (counters and the position in the data). Unfinished or doomed folders end in `.part`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ovbridge.console import stderr
+from ovbridge.errors import CheckpointError
+
+_NAME = re.compile(r"step_(\d{8})")
+_PART = ".part"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """Everything besides weights and momentum that a run needs to go on exactly as if it had not stopped."""
+
+    step: int
+    """Steps done."""
+    batches: dict[str, Any]
+    """Position in the data, from the batch source's `state_dict()`."""
+    skipped_steps: int = 0
+    """Steps dropped so far because their loss or gradient was not finite."""
+    scaler: dict[str, Any] | None = None
+    """State of the fp16 loss scale; None where none is used."""
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, *, keep: int
+) -> Path:
+    """Write `folder/step_…` atomically and drop all but the newest `keep`; returns its path.
+
+    Raises CheckpointError where the disk refuses; the checkpoints already there are untouched then.
+    """
+    final = folder / f"step_{state.step:08d}"
+    aside = final.with_name(final.name + _PART)
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+        save_file(_tensors(model, optimizer), aside / "tensors.safetensors")
+        (aside / "state.json").write_text(json.dumps(vars(state)))
+        for written in (aside / "tensors.safetensors", aside / "state.json", aside):
+            sync(written)
+        if final.exists():
+            _discard(final)
+        aside.rename(final)
+        sync(folder)
+        for old in complete_checkpoints(folder)[:-keep]:
+            _discard(old)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {final}: {error}; free the disk, then repeat the same command") from None
+    return final
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints below `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def resume_latest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState | None:
+    """Load the newest readable checkpoint into `model` and `optimizer`; None where there is none.
+
+    Remains of a killed run are cleared away. A damaged checkpoint is passed over for the one before it, with a
+    warning. Raises CheckpointError if all are damaged.
+    """
+    for remains in folder.glob(f"*{_PART}") if folder.is_dir() else ():
+        shutil.rmtree(remains, ignore_errors=True)
+    found = complete_checkpoints(folder)
+    for path in reversed(found):
+        try:
+            return load_checkpoint(path, model, optimizer)
+        except CheckpointError as error:
+            stderr.print(f"warning: {error}", markup=False)
+    if found:
+        raise CheckpointError(f"no checkpoint below {folder} can be read: delete the folder to start over")
+    return None
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Load one checkpoint into `model` and `optimizer`, and the global random state; raises CheckpointError."""
+    try:
+        state = TrainingState(**json.loads((path / "state.json").read_text()))
+        with safe_open(path / "tensors.safetensors", framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        model.load_state_dict(_below("model.", tensors))
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read ({_one_line(error)})") from None
+    momentum = _below("momentum.", tensors)
+    optimizer.state.clear()
+    for name, parameter in model.named_parameters():
+        if name in momentum:
+            # empty_like keeps the parameter's memory layout and device.
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter.detach()).copy_(momentum[name])
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return state
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{name}"] = momentum
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    # Contiguous copies: safetensors refuses shared storage and channels_last strides.
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _discard(path: Path) -> None:
+    """Delete a checkpoint such that a kill halfway leaves a `.part`, never half of a complete one."""
+    doomed = path.with_name(path.name + ".old" + _PART)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

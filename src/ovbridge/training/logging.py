@@ -1,0 +1,116 @@
+"""The log of a run: one JSON line and one TensorBoard point every few steps.
+
+A line: `{"step", "stage", "losses": {name: mean}, "loss", "learning_rate", "gradient_norm", "images_per_second",
+"data_wait", "memory_mb", "skipped_steps", "seconds"}`; losses are means over the steps since the line before.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+
+class Window:
+    """What happened since the last line of the log."""
+
+    def __init__(self) -> None:
+        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._counts: defaultdict[str, int] = defaultdict(int)
+        self._images = 0
+        self._waited = 0.0
+        self._began = time.perf_counter()
+
+    def add(self, losses: dict[str, float], *, images: int, waited_seconds: float) -> None:
+        """One step: its weighted losses, its images, and how long it waited for them."""
+        for name, value in losses.items():
+            self._sums[name] += value
+            self._counts[name] += 1
+        self._images += images
+        self._waited += waited_seconds
+
+    def summary(self) -> dict[str, Any]:
+        """Means of each loss over the steps that had it, images a second, share of the time spent waiting for data."""
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        return {
+            "losses": {name: total / self._counts[name] for name, total in self._sums.items()},
+            "images_per_second": round(self._images / seconds, 2),
+            "data_wait": round(self._waited / seconds, 4),
+        }
+
+
+class RunLog:
+    """`log.jsonl` and `tensorboard/` of one run folder; use as a context manager."""
+
+    def __init__(self, folder: Path, *, stage: str, start_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # here: it takes a second to import
+
+        self._stage = stage
+        self._path = folder / "log.jsonl"
+        forget_after(self._path, start_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)  # type: ignore[no-untyped-call]
+        self._began = time.perf_counter()
+
+    def write(self, step: int, record: dict[str, Any]) -> None:
+        """One line for `step` (steps done)."""
+        line = {
+            "step": step,
+            "stage": self._stage,
+            **record,
+            "memory_mb": peak_memory_mb(),
+            "seconds": round(time.perf_counter() - self._began, 2),
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in record.get("losses", {}).items():
+            self._board.add_scalar(f"losses/{name}", value, step)  # type: ignore[no-untyped-call]
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._board.add_scalar(f"run/{name}", value, step)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()  # type: ignore[no-untyped-call]
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of `path` beyond `step`, and a line that a kill cut short: those steps are done again."""
+    if not path.exists():
+        return
+    kept = [line for line in read_log(path) if line["step"] <= step]
+    aside = path.with_name(path.name + ".part")
+    aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    aside.replace(path)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a `log.jsonl`, oldest first."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def peak_memory_mb() -> int:
+    """Largest memory so far in MB: of the GPU where one is used, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    # ru_maxrss is in kB on Linux, in bytes on macOS.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)

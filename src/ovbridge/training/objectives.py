@@ -1,0 +1,324 @@
+"""The two training objectives: L_RKD on images with boxes, alpha L_pms (+ distillation) on images with labels.
+
+Legend: R regions, F region feature, D embedding, K classes. Eq. 3 and 5 of arXiv 2207.03482 as the released code
+computes them. Each function returns named, already weighted losses; what does not apply is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovbridge.detector import losses
+from ovbridge.detector.boxes import encode_boxes
+from ovbridge.detector.detector import EncodedImages, TwoStageDetector
+from ovbridge.detector.mask_head import mask_targets
+from ovbridge.detector.pooling import batch_rois
+from ovbridge.detector.rpn import DELTA_WEIGHTS, AnchorPredictions, BoxProposals
+from ovbridge.detector.sampling import (
+    IGNORED,
+    POSITIVE,
+    Choose,
+    SampledRegions,
+    random_choice,
+    sample_anchors,
+    sample_regions,
+)
+from ovbridge.structures import BoxLabels, TrainingImage
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Factor of each loss; a loss with factor 0 is not computed. Defaults: the official OV-COCO configuration."""
+
+    rpn_objectness: float = 1.0
+    """Cross-entropy of the sampled anchors."""
+    rpn_box: float = 1.0
+    """L1 of the positive anchors' deltas."""
+    classification: float = 1.0
+    """Sigmoid cross-entropy of the sampled regions."""
+    box: float = 1.0
+    """L1 of the foreground regions' deltas."""
+    mask: float = 1.0
+    """Mask cross-entropy; only detectors with a mask head and images with masks have it."""
+    rkd_l1: float = 15.0
+    """Point-wise distillation: the paper's beta_1 = 0.15 times the code's factor 100 (LVIS: 25)."""
+    rkd_relation: float = 15.0
+    """Relation distillation: beta_2 = 0.15 times 100 (LVIS: 13). A weight for the code's form of the loss."""
+    image_label: float = 0.1
+    """Pseudo max-score loss on image-level data: alpha."""
+    relation_row_norm: Literal["l1", "l2"] = "l1"
+    """Row normalisation of the relation matrices: "l1" as in the code, "l2" as in the paper."""
+    relation_reduction: Literal["sum", "mean_square"] = "sum"
+    """Squared Frobenius norm as it is (code) or over R^2 (paper)."""
+    rkd_through: Literal["linear", "classification"] = "linear"
+    """Which projection distillation compares with CLIP: the linear one (frozen once weights are transferred, the
+    official way), or the one that classification uses. The same thing before weight transfer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedLoss:
+    """Classification over a few drawn classes a step, for large long-tailed vocabularies (LVIS)."""
+
+    frequency_weight_K: Tensor  # noqa: N815 - dense-maths suffix
+    """[K] >= 0; the official choice is sqrt(number of training images with the class)."""
+    classes: int = 50
+    """Classes a step; background counts as one when it is among the sampled regions."""
+
+
+def detection_losses(
+    model: TwoStageDetector,
+    images: Sequence[TrainingImage],
+    *,
+    weights: LossWeights,
+    trained_columns_K: Tensor | None = None,
+    federated: FederatedLoss | None = None,
+    generator: torch.Generator | None = None,
+    choose: Choose = random_choice,
+) -> dict[str, Tensor]:
+    """Losses of a batch of images with boxes: proposal network, region head, masks, distillation.
+
+    `trained_columns_K` [K] bool: classes that have training boxes; the others are never negatives.
+    Keys: rpn_objectness, rpn_box, classification, box, mask, rkd_l1, rkd_relation.
+    """
+    labels = [_labels(image, model.device) for image in images]
+    encoded = model.encode([image.pixels for image in images])
+    predictions = model.rpn(encoded.features)
+    result = proposal_losses(model, predictions, labels, weights=weights, generator=generator, choose=choose)
+    limits = model.config.rpn
+    proposals = model.rpn.select(
+        predictions, encoded.sizes, pre_nms=limits.pre_nms_train, post_nms=limits.post_nms_train
+    )
+    sampled = sample_batch(model, proposals, labels, generator=generator, choose=choose)
+    columns = loss_columns(sampled, model.num_classes, trained_columns_K, federated, generator)
+    result |= region_losses(model, encoded, sampled, images, labels, weights=weights, columns_K=columns)
+    return result
+
+
+def image_label_losses(
+    model: TwoStageDetector, images: Sequence[TrainingImage], *, weights: LossWeights
+) -> dict[str, Tensor]:
+    """Losses of a batch of images with pseudo-boxed labels: one box a label, and distillation.
+
+    The proposal network does not run: the official code multiplies its loss by zero here.
+    Keys: image_label, rkd_l1, rkd_relation.
+    """
+    encoded = model.encode([image.pixels for image in images])
+    boxes = [_boxes_or_none(image.labels.boxes_xyxy if image.labels else None, model.device) for image in images]
+    label_RF, distilled_RF = _region_features(model, encoded, boxes, images, weights)
+    result: dict[str, Tensor] = {}
+    if weights.image_label and len(label_RF):
+        class_ids = torch.cat([image.labels.class_ids for image in images if image.labels]).to(model.device)
+        owner = batch_rois(boxes)[:, 0].long()
+        logits = model.roi_head.classifier.with_background(model.roi_head.logits(label_RF))
+        with _full_precision(model.device):
+            result["image_label"] = weights.image_label * losses.image_label_loss(logits, class_ids, owner)
+    return result | _distillation_losses(model, distilled_RF, images, weights)
+
+
+def proposal_losses(
+    model: TwoStageDetector,
+    predictions: AnchorPredictions,
+    labels: Sequence[BoxLabels],
+    *,
+    weights: LossWeights,
+    generator: torch.Generator | None = None,
+    choose: Choose = random_choice,
+) -> dict[str, Tensor]:
+    """rpn_objectness and rpn_box of a batch, normalised by the number of sampled anchors."""
+    config = model.config.rpn
+    anchors = torch.cat(predictions.anchors)
+    targets = [
+        sample_anchors(
+            anchors,
+            label.boxes_xyxy,
+            iou_thresholds=config.iou_thresholds,
+            count=config.sampled_anchors,
+            positive_fraction=config.positive_fraction,
+            choose=choose,
+            generator=generator,
+        )
+        for label in labels
+    ]
+    label_BN = torch.stack([target.labels for target in targets])
+    positive_BN = label_BN == POSITIVE
+    true_deltas = [
+        encode_boxes(anchors[positive], target.boxes_xyxy, DELTA_WEIGHTS)
+        for positive, target in zip(positive_BN, targets, strict=True)
+    ]
+    normaliser = float(config.sampled_anchors * len(labels))
+    sampled_BN = label_BN != IGNORED
+    logits, deltas = torch.cat(predictions.logits, dim=1), torch.cat(predictions.deltas, dim=1)
+    with _full_precision(model.device):
+        objectness = losses.objectness_loss(logits[sampled_BN], positive_BN[sampled_BN], normaliser)
+        box = losses.box_regression_loss(deltas[positive_BN], torch.cat(true_deltas), normaliser)
+    return _weighted({"rpn_objectness": (weights.rpn_objectness, objectness), "rpn_box": (weights.rpn_box, box)})
+
+
+@torch.no_grad()
+def sample_batch(
+    model: TwoStageDetector,
+    proposals: Sequence[BoxProposals],
+    labels: Sequence[BoxLabels],
+    *,
+    generator: torch.Generator | None = None,
+    choose: Choose = random_choice,
+) -> list[SampledRegions]:
+    """The regions of each image that the head trains on."""
+    config = model.config.roi
+    return [
+        sample_regions(
+            found.boxes_xyxy,
+            label.boxes_xyxy,
+            label.class_ids,
+            num_classes=model.num_classes,
+            foreground_iou=config.foreground_iou,
+            count=config.sampled_regions,
+            foreground_fraction=config.foreground_fraction,
+            choose=choose,
+            generator=generator,
+        )
+        for found, label in zip(proposals, labels, strict=True)
+    ]
+
+
+def loss_columns(
+    sampled: Sequence[SampledRegions],
+    num_classes: int,
+    trained_columns_K: Tensor | None,
+    federated: FederatedLoss | None,
+    generator: torch.Generator | None,
+) -> Tensor | None:
+    """[K] bool: the columns that count in this step's classification loss; None for all of them."""
+    class_ids = torch.cat([regions.class_ids for regions in sampled])
+    columns = None if trained_columns_K is None else trained_columns_K.to(class_ids.device)
+    if federated is None:
+        return columns
+    drawn = losses.federated_columns(
+        class_ids, federated.frequency_weight_K.to(class_ids.device), federated.classes, generator=generator
+    )
+    return drawn if columns is None else drawn & columns
+
+
+def region_losses(
+    model: TwoStageDetector,
+    encoded: EncodedImages,
+    sampled: Sequence[SampledRegions],
+    images: Sequence[TrainingImage],
+    labels: Sequence[BoxLabels],
+    *,
+    weights: LossWeights,
+    columns_K: Tensor | None,
+) -> dict[str, Tensor]:
+    """Losses of given regions: classification, box, mask, and distillation of the images' own regions."""
+    head = model.roi_head
+    region_RF, distilled_RF = _region_features(
+        model, encoded, [regions.boxes_xyxy for regions in sampled], images, weights
+    )
+    class_ids = torch.cat([regions.class_ids for regions in sampled])
+    boxes = torch.cat([regions.boxes_xyxy for regions in sampled])
+    true_boxes = torch.cat([regions.true_boxes_xyxy for regions in sampled])
+    foreground = class_ids < model.num_classes
+    logits, deltas = head.logits(region_RF), head.box_regressor(region_RF)
+    with _full_precision(model.device):
+        classification = losses.classification_loss(logits, class_ids, columns_K)
+        true_deltas = encode_boxes(boxes[foreground], true_boxes[foreground], model.config.roi.box_weights)
+        box = losses.box_regression_loss(deltas[foreground], true_deltas, float(len(class_ids)))
+    result = _weighted({"classification": (weights.classification, classification), "box": (weights.box, box)})
+    result |= _mask_losses(model, encoded, sampled, labels, weights)
+    return result | _distillation_losses(model, distilled_RF, images, weights)
+
+
+def _mask_losses(
+    model: TwoStageDetector,
+    encoded: EncodedImages,
+    sampled: Sequence[SampledRegions],
+    labels: Sequence[BoxLabels],
+    weights: LossWeights,
+) -> dict[str, Tensor]:
+    if model.mask_head is None or not weights.mask or any(label.masks is None for label in labels):
+        return {}
+    foreground = [regions.class_ids < model.num_classes for regions in sampled]
+    boxes = [regions.boxes_xyxy[chosen] for regions, chosen in zip(sampled, foreground, strict=True)]
+    if not any(len(b) for b in boxes):
+        return {}
+    logits = model.mask_head(encoded.features, batch_rois(boxes))
+    targets = [
+        mask_targets(label.masks[regions.true_indices[chosen]], own, logits.shape[-1])
+        for label, regions, chosen, own in zip(labels, sampled, foreground, boxes, strict=True)
+        if label.masks is not None and len(own)
+    ]
+    with _full_precision(model.device):
+        return {"mask": weights.mask * losses.mask_loss(logits, torch.cat(targets))}
+
+
+def _region_features(
+    model: TwoStageDetector,
+    encoded: EncodedImages,
+    boxes: Sequence[Tensor],
+    images: Sequence[TrainingImage],
+    weights: LossWeights,
+) -> tuple[Tensor, Tensor]:
+    """Features [R, F] of `boxes`, and those of the images' distillation regions, in one pass of the trunk."""
+    distils = bool(weights.rkd_l1 or weights.rkd_relation)
+    regions = [
+        _boxes_or_none(image.regions.boxes_xyxy if distils and image.regions else None, model.device)
+        for image in images
+    ]
+    rois = torch.cat([batch_rois(boxes), batch_rois(regions)])
+    features: Tensor = model.roi_head.trunk(encoded.features, rois)
+    count = sum(len(b) for b in boxes)
+    return features[:count], features[count:]
+
+
+def _distillation_losses(
+    model: TwoStageDetector, region_RF: Tensor, images: Sequence[TrainingImage], weights: LossWeights
+) -> dict[str, Tensor]:
+    """Eq. 1 and 2 over all regions of the batch together."""
+    if len(region_RF) == 0:
+        return {}
+    targets = [image.regions.embeddings for image in images if image.regions is not None]
+    teacher_RD = F.normalize(torch.cat(targets).to(model.device, torch.float32), dim=1)
+    head = model.roi_head
+    through_linear = weights.rkd_through == "linear"
+    student_RD = head.distilled_unit_embeddings(region_RF) if through_linear else head.unit_embeddings(region_RF)
+    with _full_precision(model.device):
+        result: dict[str, Tensor] = {}
+        if weights.rkd_l1:
+            result["rkd_l1"] = weights.rkd_l1 * losses.pointwise_l1(student_RD, teacher_RD)
+        if weights.rkd_relation:
+            result["rkd_relation"] = weights.rkd_relation * losses.relation_loss(
+                student_RD, teacher_RD, row_norm=weights.relation_row_norm, reduction=weights.relation_reduction
+            )
+        return result
+
+
+def _weighted(terms: dict[str, tuple[float, Tensor]]) -> dict[str, Tensor]:
+    return {name: factor * value for name, (factor, value) in terms.items() if factor}
+
+
+def _full_precision(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False)
+
+
+def _boxes_or_none(boxes: Tensor | None, device: torch.device) -> Tensor:
+    return torch.zeros((0, 4), device=device) if boxes is None else boxes.to(device, torch.float32)
+
+
+def _labels(image: TrainingImage, device: torch.device) -> BoxLabels:
+    if image.boxes is None:
+        return BoxLabels(
+            boxes_xyxy=torch.zeros((0, 4), device=device),
+            class_ids=torch.zeros(0, dtype=torch.int64, device=device),
+        )
+    masks = image.boxes.masks
+    return BoxLabels(
+        boxes_xyxy=image.boxes.boxes_xyxy.to(device, torch.float32),
+        class_ids=image.boxes.class_ids.to(device),
+        masks=None if masks is None else masks.to(device),
+    )

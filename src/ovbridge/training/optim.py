@@ -1,0 +1,95 @@
+"""SGD with momentum, and the learning rate of each step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ovbridge.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """SGD and its schedule."""
+
+    learning_rate: float = 0.02
+    """Peak learning rate; the released runs use 0.02 for 16 boxed images a step."""
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    decay_norms_and_biases: bool = True
+    """Weight decay on one-dimensional parameters too, as Detectron2's default did in the released runs."""
+    schedule: Literal["step", "cosine"] = "step"
+    """"step": × `decay_factor` at each of `decay_at`. "cosine": half a cosine down to `final_fraction`."""
+    decay_at: tuple[float, ...] = (2 / 3, 8 / 9)
+    """Fractions of all steps at which the step schedule decays: 60k and 80k of 90k, 480k and 640k of 720k."""
+    decay_factor: float = 0.1
+    final_fraction: float = 0.0
+    """Where the cosine ends, as a fraction of the peak."""
+    warmup_steps: int = 1000
+    """Linear warm-up from `warmup_factor` × the scheduled rate."""
+    warmup_factor: float = 0.001
+    clip_norm: float | None = None
+    """Largest L2 norm of the gradient; None never clips."""
+    keep_zero_gradients: bool = True
+    """Fill gradients with zeros between steps instead of dropping them, so that momentum and weight decay keep moving
+    parameters that a batch does not reach (torch 1.10's default, and so the released runs')."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ConfigError(f"optim.learning_rate is {self.learning_rate}: it must be positive")
+        if not all(0 < at < 1 for at in self.decay_at):
+            raise ConfigError(f"optim.decay_at is {self.decay_at}: give fractions of the run between 0 and 1")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"optim.warmup_steps is {self.warmup_steps}: it cannot be negative")
+
+
+def learning_rate_at(step: int, total_steps: int, config: OptimConfig) -> float:
+    """The learning rate of step `step` (0-based) of `total_steps`."""
+    if config.schedule == "cosine":
+        progress = min(step / max(total_steps, 1), 1.0)
+        low = config.final_fraction
+        factor = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        factor = config.decay_factor ** sum(step >= round(at * total_steps) for at in config.decay_at)
+    if step < config.warmup_steps:
+        done = step / config.warmup_steps
+        factor *= config.warmup_factor * (1 - done) + done
+    return config.learning_rate * factor
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
+    """SGD over the parameters of `model` that learn; raises ConfigError where none does."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not learning:
+        raise ConfigError("every parameter of the detector is frozen: shorten stage.frozen")
+    plain = [] if config.decay_norms_and_biases else [p for p in learning if p.ndim <= 1]
+    decayed = learning if config.decay_norms_and_biases else [p for p in learning if p.ndim > 1]
+    groups = [{"params": decayed}, *([{"params": plain, "weight_decay": 0.0}] if plain else [])]
+    return torch.optim.SGD(
+        groups,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """The same learning rate for every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def gradient_norm(model: nn.Module, clip_norm: float | None) -> torch.Tensor:
+    """L2 norm of all gradients, [] float, before clipping them to `clip_norm` in place where that is given."""
+    learning = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in learning])
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(learning, clip_norm, norm)
+    return norm

@@ -1,0 +1,1 @@
+"""The built-in world: everyday nouns drawn as vector outlines, written to disk in COCO's forms."""

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from ovbridge.cli import main
+from ovbridge.cli.arguments import call, pick
+from ovbridge.errors import ConfigError, DataError
+
+
+def _verb(monkeypatch: pytest.MonkeyPatch, action: object) -> None:
+    monkeypatch.setattr(main.importlib, "import_module", lambda name: SimpleNamespace(run=action))
+
+
+def test_help_lists_every_verb_without_heavy_imports() -> None:
+    code = (
+        "import sys; from ovbridge.cli.main import run\n"
+        "try: run(['--help'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'matplotlib', 'lance', 'tyro'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb, line in main.VERBS.items():
+        assert f"  {verb}" in done.stdout
+        assert line in done.stdout
+
+
+def test_every_verb_has_its_file() -> None:
+    from importlib.util import find_spec
+
+    for verb in main.VERBS:
+        assert find_spec(f"ovbridge.cli.{verb}") is not None, verb
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ovbridge 0.")
+
+
+def test_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["trian"]) == 2
+    assert capsys.readouterr().err == "error: ovbridge has no 'trian': did you mean 'ovbridge train'?\n"
+
+
+def test_users_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(argv: list[str]) -> None:
+        raise DataError("a.jpg is\n damaged: replace it")
+
+    _verb(monkeypatch, fail)
+    assert main.run(["detect"]) == 2
+    assert capsys.readouterr().err == "error: a.jpg is damaged: replace it\n"
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    _verb(monkeypatch, stop)
+    assert main.run(["train"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(argv: list[str]) -> None:
+        raise ZeroDivisionError
+
+    _verb(monkeypatch, fault)
+    with pytest.raises(ZeroDivisionError):
+        main.run(["train"])
+
+
+def test_closed_pipe_is_quiet() -> None:
+    code = (
+        "from types import SimpleNamespace; from ovbridge.cli import main\n"
+        "def run(argv):\n"
+        "    for i in range(100000): print(i)\n"
+        "main.importlib.import_module = lambda name: SimpleNamespace(run=run)\n"
+        "import sys; sys.exit(main.run(['world']))"
+    )
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert program.stdout is not None
+    assert program.stderr is not None
+    program.stdout.readline()
+    program.stdout.close()
+    assert program.stderr.read() == b""
+    program.stderr.close()
+    assert program.wait() == 141
+
+
+def _greet(*, name: str, times: int = 1) -> None:
+    """Say hello.
+
+    Args:
+        name: to whom.
+        times: how often.
+    """
+    print(f"hello {name} " * times)
+
+
+def test_call_parses_by_signature(capsys: pytest.CaptureFixture[str]) -> None:
+    call(_greet, ["--name", "you", "--times", "2"], verb="greet")
+    assert capsys.readouterr().out == "hello you hello you \n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], r"^--name is required; see 'ovbridge greet --help'$"),
+        (["--name", "a", "--tmies", "2"], r"unrecognized options: --tmies, 2 \(perhaps --times\)"),
+        (["--name", "a", "--times", "x"], "error parsing --times: "),
+        (["--name", "a", "--times"], "--times"),
+    ],
+)
+def test_wrong_options_are_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        call(_greet, argv, verb="greet")
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().err == ""
+
+
+def test_call_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call(_greet, ["--help"], verb="greet", examples="ovbridge greet --name you")
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    for text in ("usage: ovbridge greet", "Say hello.", "ovbridge greet --name you", "to whom"):
+        assert text in shown
+
+
+def test_pick_lists_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pick(["tags", "x"], "ovbridge label", {"regions": "a", "tags": "b"}) == "tags"
+    with pytest.raises(SystemExit):
+        pick([], "ovbridge label", {"regions": "boxes for all", "tags": "b"})
+    assert "regions  boxes for all" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="did you mean 'ovbridge label tags'"):
+        pick(["tag"], "ovbridge label", {"regions": "a", "tags": "b"})
