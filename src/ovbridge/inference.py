@@ -20,7 +20,7 @@ from ovbridge.detector import DetectorMetadata, TwoStageDetector, load_detector,
 from ovbridge.device import default_device
 from ovbridge.errors import CheckpointError, ConfigError, DataError, OVBridgeError, TeacherError, VocabularyError
 from ovbridge.images import read_image, resize_pixels, resized_size, rgb_array
-from ovbridge.structures import Detections
+from ovbridge.structures import Detections, Proposals
 from ovbridge.vocabulary import TextBank
 
 CHECKPOINT_NAME = "detector.safetensors"
@@ -131,7 +131,7 @@ class Detector:
         postprocess = replace(
             self._model.config.postprocess, score_threshold=score_threshold, max_detections=max_detections
         )
-        inputs = [torch.from_numpy(pixels).permute(2, 0, 1).to(self._model.device) for pixels in resized]
+        inputs = [self._input(pixels) for pixels in resized]
         found = self._model.detect(inputs, postprocess=postprocess, text_bank_KD=text_KD)
         results = []
         for raw, small, original in zip(found, resized, originals, strict=True):
@@ -146,6 +146,25 @@ class Detector:
                 )
             )
         return results
+
+    def propose(self, image: ImageLike, count: int) -> Proposals:
+        """The `count` best class-agnostic boxes of the region proposal network, in pixels of the picture given."""
+        original = _pixels(image)
+        small = self.resize(original)
+        found = self._model.propose([self._input(small)], count)[0]
+        return Proposals(
+            boxes_xyxy=found.boxes_xyxy.float().cpu() / _box_scale(small, original), scores=found.scores.float().cpu()
+        )
+
+    def embed_regions(self, image: ImageLike, boxes_xyxy: Tensor) -> Tensor:
+        """[N, D] unit embeddings of given boxes [N, 4] (pixels of the picture), as they are compared with names."""
+        original = _pixels(image)
+        small = self.resize(original)
+        boxes = boxes_xyxy.float() * _box_scale(small, original)
+        return self._model.region_embeddings([self._input(small)], [boxes])[0].float().cpu()
+
+    def _input(self, pixels_HW3: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(pixels_HW3).permute(2, 0, 1).to(self._model.device)
 
     def resize(self, pixels_HW3: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The picture at the size that the checkpoint was made for."""
@@ -259,3 +278,9 @@ def _pixels(image: ImageLike) -> np.ndarray[Any, Any]:
 
 def _size(pixels_HW3: np.ndarray[Any, Any]) -> tuple[int, int]:
     return int(pixels_HW3.shape[0]), int(pixels_HW3.shape[1])
+
+
+def _box_scale(resized_HW3: np.ndarray[Any, Any], original_HW3: np.ndarray[Any, Any]) -> Tensor:
+    """[4] factors from pixels of the original to pixels of the resized picture."""
+    (height, width), (original_height, original_width) = _size(resized_HW3), _size(original_HW3)
+    return torch.tensor([width / original_width, height / original_height] * 2)

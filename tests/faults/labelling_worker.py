@@ -1,12 +1,8 @@
-"""A labelling run that a test kills: images are empty files, teachers answer from the file name.
-
-Usage: python labelling_worker.py STORE IMAGES SECONDS_PER_BATCH
-"""
+"""A labelling run that a test kills: there are no image files, teachers answer from the file name."""
 
 from __future__ import annotations
 
 import resource
-import sys
 import time
 import zlib
 from collections.abc import Sequence
@@ -59,19 +55,15 @@ class Encoder:
         return torch.tensor([[number_in(c) % 2048.0] + [1.0] * (DIM - 1) for c in crops]).reshape(-1, DIM)
 
 
-def main(store: str, images: int, seconds: float) -> None:
-    keys = [f"{i:06d}.jpg" for i in range(images)]
-    settings = RunSettings(commit_images=64, commit_seconds=0.1, batch_images=8)
+def main(store: Path, images: int, seconds: float, memory_file: Path) -> None:
+    """Label `images` images into `store`, then note the peak resident memory in MB."""
+    torch.set_num_threads(1)
     label_images(
         store,
         Path("images"),
-        keys,
+        [f"{i:06d}.jpg" for i in range(images)],
         RegionLabeller(proposer=Proposer(seconds), encoder=Encoder()),
         read_image=read_image,
-        settings=settings,
+        settings=RunSettings(commit_images=64, commit_seconds=0.1, batch_images=8),
     )
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    memory_file.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))

@@ -23,7 +23,7 @@ def _ovbridge(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def _in_process(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """Standard error of a command that must fail as a user's mistake (in this process: starting torch takes seconds)."""
+    """Standard error of a command that must fail as a user's mistake; in this process, as starting torch takes time."""
     from ovbridge.cli.main import run
 
     assert run([str(word) for word in words]) == 2

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
+import importlib
+import multiprocessing
 import random
-import signal
-import subprocess
-import sys
 import time
 import zlib
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
 import lance
 import pytest
 
 from ovbridge.label_store import LabelStore
 
-WORKER = Path(__file__).with_name("labelling_worker.py")
+CONTEXT = multiprocessing.get_context("forkserver")
+# The server imports torch once; every run is a fork of it, so a kill costs milliseconds.
+CONTEXT.set_forkserver_preload(["ovbridge.labeling.run", "ovbridge.labeling.labellers"])
 
 
-def start(store: Path, images: int, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, str(WORKER), str(store), str(images), str(seconds)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+@pytest.fixture(autouse=True)
+def worker(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    return importlib.import_module("labelling_worker")
+
+
+def start(store: Path, images: int, seconds: float) -> BaseProcess:
+    from labelling_worker import main
+
+    process = CONTEXT.Process(target=main, args=(store, images, seconds, store.with_suffix(".memory")))
+    process.start()
+    return process
 
 
 def acknowledged(store: Path) -> Counter[str]:
@@ -47,13 +56,13 @@ def kill_and_finish(store: Path, *, images: int, kills: int, seconds: float, see
         patient, count = rng.random() < 0.8, sum(before.values())
         process = start(store, images, seconds)
         deadline = time.monotonic() + 60
-        while patient and process.poll() is None and time.monotonic() < deadline:
+        while patient and process.is_alive() and time.monotonic() < deadline:
             if sum(acknowledged(store).values()) > count:
                 break
             time.sleep(0.02)
         time.sleep(rng.random() * 0.2)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         after = acknowledged(store)
         assert before.keys() <= after.keys(), "a kill lost acknowledged images"
         assert set(after.values()) <= {1}
@@ -61,9 +70,9 @@ def kill_and_finish(store: Path, *, images: int, kills: int, seconds: float, see
         before = after
     assert interrupted_work, "no kill hit a run at work"
     process = start(store, images, 0.0)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0
-    return int(output)
+    process.join(300)
+    assert process.exitcode == 0
+    return int(store.with_suffix(".memory").read_text())
 
 
 def check_complete(store: Path, images: int) -> None:
@@ -104,11 +113,5 @@ def test_a_hundred_kills_over_ten_thousand_images(tmp_path: Path) -> None:
     assert large - small < 200, f"resident memory grew from {small} to {large} MB"
 
 
-def test_worker_answers_follow_the_file_name() -> None:
-    spec = importlib.util.spec_from_file_location("labelling_worker", WORKER)
-    assert spec is not None
-    assert spec.loader is not None
-    worker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(worker)
-    image = worker.read_image(Path("000123.jpg"))
-    assert worker.number_in(image) == zlib.crc32(b"000123.jpg") % 2**24
+def test_worker_answers_follow_the_file_name(worker: ModuleType) -> None:
+    assert worker.number_in(worker.read_image(Path("000123.jpg"))) == zlib.crc32(b"000123.jpg") % 2**24

@@ -45,21 +45,33 @@ def frequency_weights(goldens: Path) -> Callable[[str], Tensor]:
 
 
 @pytest.fixture(scope="session")
+def official_text(shared_data: Path) -> Callable[[str], Tensor]:
+    """`case` → the official `zs_weight` [D, K + 1]: unit columns, the last one zero."""
+
+    def text(case: str) -> Tensor:
+        bank = torch.from_numpy(np.load(shared_data / "embeddings" / BANKS[case[:4]]).astype(np.float32))
+        return torch.nn.functional.normalize(torch.cat([bank.T, torch.zeros(bank.shape[1], 1)], dim=1), dim=0)
+
+    return text
+
+
+@pytest.fixture(scope="session")
 def official_tensors(
-    goldens: Path, shared_data: Path, weight_rules: ModuleType, frequency_weights: Callable[[str], Tensor]
+    goldens: Path,
+    weight_rules: ModuleType,
+    official_text: Callable[[str], Tensor],
+    frequency_weights: Callable[[str], Tensor],
 ) -> Callable[[str], dict[str, Tensor]]:
     """`case` → the official state dictionary with regenerated weights."""
 
     def tensors(case: str) -> dict[str, Tensor]:
-        bank = torch.from_numpy(np.load(shared_data / "embeddings" / BANKS[case[:4]]).astype(np.float32))
-        columns = torch.cat([bank.T, torch.zeros(bank.shape[1], 1)], dim=1)
         shapes = json.loads((goldens / f"{case}_state_dict.json").read_text())
         made = {
             name: torch.from_numpy(weight_rules.value(name, record["shape"]))
             for name, record in shapes.items()
             if not weight_rules.KEEP.search(name)
         }
-        return made | {TEXT: torch.nn.functional.normalize(columns, dim=0), FREQUENCY: frequency_weights(case)}
+        return made | {TEXT: official_text(case), FREQUENCY: frequency_weights(case)}
 
     return tensors
 

@@ -98,6 +98,20 @@ def test_batch_agrees_with_one_at_a_time(detector: Detector, picture: np.ndarray
     torch.testing.assert_close(together[0].scores, alone.scores, atol=1e-3, rtol=1e-3)
 
 
+def test_proposals_and_embeddings_are_in_pixels_of_the_image_given(detector: Detector, picture: np.ndarray) -> None:
+    found = detector.propose(picture, 20)
+    assert len(found) == 20
+    assert found.boxes_xyxy[:, 2].max() <= 200.01
+    assert found.boxes_xyxy[:, 2].max() > 160  # wider than the 160 px that the network saw
+    whole = torch.tensor([[0.0, 0.0, 200.0, 120.0]])
+    rows = detector.embed_regions(picture, whole)
+    assert rows.shape == (1, DIM)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(1))
+    # The same region of a copy at the network's own size has the same embedding.
+    small = detector.resize(picture)
+    torch.testing.assert_close(detector.embed_regions(small, torch.tensor([[0.0, 0.0, 160.0, 96.0]])), rows)
+
+
 def test_stored_names_need_no_encoder_and_keep_their_order(checkpoint: Path, picture: np.ndarray) -> None:
     detector = Detector.load(checkpoint.parent, "cpu")
     swapped = detector.detect(picture, ["bell", "mug"], score_threshold=0.0, max_detections=300)

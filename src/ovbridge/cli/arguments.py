@@ -81,15 +81,20 @@ def _indent(text: str) -> str:
 
 
 def _first_complaint(box: str) -> str:
-    """The first sentence of tyro's framed message: `╭─ Title ─╮ │ sentence │ ├ ─── ┤ ...` to one line."""
-    rows = [re.sub(r"^\s*│?|│?\s*$", "", row).strip() for row in box.splitlines()]
-    rows = [row for row in rows if row and row[0] not in "╭╰"]
+    """The first sentence of tyro's message as one line.
+
+    The message is a title, then blocks between rules, in a frame whose characters depend on the terminal.
+    """
     blocks: list[list[str]] = [[]]
-    for row in rows:
-        if set(row) <= set("─-├┤ "):
+    for row in box.splitlines():
+        words = row.strip(" │╭╮╰╯├┤─")
+        if words and set(words) != {"-"}:
+            blocks[-1].append(words)
+        elif row.strip(" │├┤"):
             blocks.append([])
-        else:
-            blocks[-1].append(row)
+    blocks = [block for block in blocks if block]
+    del blocks[0][0]
+    blocks = [block for block in blocks if block]
     sentence = " ".join(blocks[0])
     if sentence.startswith("Missing from"):
         absent = [row.split()[0] for row in blocks[0] if row.startswith("--")]
@@ -97,4 +102,5 @@ def _first_complaint(box: str) -> str:
     suggestion = next(
         (re.search(r"--[\w.-]+", " ".join(b[1:])) for b in blocks if b[:1] == ["Perhaps you meant:"]), None
     )
+    sentence = sentence.removeprefix("Error parsing ")
     return sentence[:1].lower() + sentence[1:] + (f" (perhaps {suggestion.group()})" if suggestion else "")

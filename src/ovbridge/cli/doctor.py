@@ -70,6 +70,7 @@ def doctor(path: tyro.conf.Positional[Path | None] = None, /, *, json: bool = Fa
 
 def _inspect(path: Path | None) -> Inspection:
     from ovbridge.data import inspection
+    from ovbridge.images import SUFFIXES
 
     if path is None:
         return _machine()
@@ -78,7 +79,7 @@ def _inspect(path: Path | None) -> Inspection:
     if path.is_file():
         if path.suffix == ".safetensors":
             return _checkpoint(path)
-        if path.suffix.lower() in inspection.IMAGE_SUFFIXES:
+        if path.suffix.lower() in SUFFIXES:
             return inspection.inspect_images([path])
         return inspection.inspect_annotations(path)
     if inspection.is_dataset(path):

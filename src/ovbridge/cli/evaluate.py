@@ -58,8 +58,8 @@ def evaluate(
     if (predictions is None) == (checkpoint is None):
         raise ConfigError("give either --predictions FILE or --checkpoint FILE with --images DIR")
     identity = {"protocol": protocol, "dataset": annotations.stem, "checkpoint": checkpoint}
-    for target in (out,) if out is not None else ():
-        require_free(target, identity)
+    if out is not None:
+        require_free(out, identity)
     started = time.monotonic()
     about: dict[str, Any] = {"checkpoint": checkpoint, "stage": None, "seed": None}
     if checkpoint is not None:

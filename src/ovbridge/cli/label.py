@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +12,8 @@ from ovbridge.cli.arguments import call, pick
 from ovbridge.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from ovbridge.labeling.run import RunSettings, RunSummary
     from ovbridge.teachers.protocol import Proposer
 
@@ -36,12 +38,13 @@ STATUS_EXAMPLES = "ovbridge label status runs/labels --json"
 def run(argv: Sequence[str]) -> None:
     """Parse and call."""
     part = pick(argv, "ovbridge label", PARTS)
-    function, examples = {
+    functions: dict[str, tuple[Callable[..., None], str]] = {
         "regions": (regions, REGIONS_EXAMPLES),
         "tags": (tags, TAGS_EXAMPLES),
         "text": (text, TEXT_EXAMPLES),
         "status": (status, STATUS_EXAMPLES),
-    }[part]
+    }
+    function, examples = functions[part]
     call(function, argv[1:], verb=f"label {part}", examples=examples)
 
 
@@ -84,7 +87,7 @@ def regions(
         device: auto, cpu or cuda.
         json: Print the result as JSON.
     """
-    from ovbridge.data.image_reading import read_image
+    from ovbridge.images import read_image
     from ovbridge.labeling.labellers import RegionLabeller
     from ovbridge.labeling.pseudo_boxes import SelectionConfig
     from ovbridge.labeling.run import label_images
@@ -96,7 +99,7 @@ def regions(
     keys = image_keys_in(images)
     labeller = RegionLabeller(
         proposer=_load_proposer(proposer, device),
-        encoder=load_clip(clip, _device(device)),
+        encoder=load_clip(clip, device_named(device)),
         selection=SelectionConfig(top_k=top_k, paper_exact=paper_exact),
         crop_rule=crop_rule,
     )
@@ -145,7 +148,7 @@ def tags(
         json: Print the result as JSON.
     """
     from ovbridge.data.image_labels import load_tagged_images
-    from ovbridge.data.image_reading import read_image
+    from ovbridge.images import read_image
     from ovbridge.labeling.labellers import TagLabeller
     from ovbridge.labeling.run import label_images
     from ovbridge.labeling.sources import check_images_belong, default_threshold, names_by_image, vocabulary_in
@@ -209,7 +212,7 @@ def text(
     bank = (
         TextBank.from_npy(npy, chosen, encoder=encoder or npy.stem, template=template[0])
         if npy is not None
-        else load_clip(clip, _device(device)).embed_names(chosen, template)
+        else load_clip(clip, device_named(device)).embed_names(chosen, template)
     )
     file = save_text_bank(store, bank, name)
     if json:
@@ -271,16 +274,22 @@ def _settings(batch: int, threads: int, shard: str, max_failed: float, retry_fai
     )
 
 
-def _device(name: str) -> str:
+def device_named(name: str) -> torch.device:
+    """The device that `--device` names; raises ConfigError if it is none."""
+    import torch
+
     from ovbridge.device import default_device
 
-    return str(default_device()) if name == "auto" else name
+    try:
+        return default_device() if name == "auto" else torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name} is no device: use auto, cpu or cuda") from None
 
 
 def _load_proposer(name: str, device: str) -> Proposer:
-    from ovbridge.teachers.mavl import load_mavl
+    from ovbridge.teachers.mavl.proposer import load_mavl
 
-    return load_mavl(name, _device(device))
+    return load_mavl(name, device_named(device))
 
 
 def _report(summary: RunSummary, store: Path, json: bool) -> None:

@@ -18,6 +18,8 @@ VERBS = {
     "train": "a recipe; the same command resumes",
     "evaluate": "a checkpoint or a results file under a named protocol",
     "detect": "find things by name in pictures",
+    "search": "regions of a label store by text",
+    "doctor": "check a data set, a store, a checkpoint or the machine",
 }
 
 EXAMPLES = """\
@@ -56,8 +58,8 @@ def run(argv: Sequence[str]) -> int:
     except OVBridgeError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted: {stop or 'the same command goes on from here'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) left; point stdout elsewhere so that the flush at exit does not complain.

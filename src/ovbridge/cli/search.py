@@ -52,7 +52,7 @@ def search(
         json: Print the result as JSON.
     """
     from ovbridge.console import stdout
-    from ovbridge.data.image_reading import read_image
+    from ovbridge.images import read_image
     from ovbridge.label_store import LabelStore
     from ovbridge.label_store.search import search_regions
     from ovbridge.labeling.contact_sheet import contact_sheet
@@ -82,14 +82,14 @@ def search(
 
 
 def _encoder_of(store: LabelStore, clip: str | None, device: str) -> ClipTeacher:
-    from ovbridge.device import default_device
+    from ovbridge.cli.label import device_named
     from ovbridge.teachers.clip import load_clip
 
     manifest = store.manifest("regions")
     made_by = (manifest.encoder or "").removeprefix("open_clip:")
     if clip is None and "@" in made_by:
         raise StoreError(f"regions in {store.path} were embedded by the CLIP file {made_by}: give it with --clip")
-    teacher = load_clip(clip or made_by, str(default_device()) if device == "auto" else device)
+    teacher = load_clip(clip or made_by, device_named(device))
     if teacher.digest != manifest.encoder_digest:
         raise StoreError(
             f"regions in {store.path} were embedded by CLIP {made_by}, {clip or made_by} has other weights: "

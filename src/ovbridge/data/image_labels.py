@@ -11,9 +11,10 @@ from typing import Any
 from ovbridge.data.annotation_check import faults, image_file_name, read_json
 from ovbridge.data.caption_tags import Tagger, TagRule, make_tagger
 from ovbridge.data.coco_synonyms import COCO_SYNONYMS
-from ovbridge.data.image_reading import IMAGE_SUFFIXES, image_hw
+from ovbridge.data.image_reading import image_hw
 from ovbridge.data.splits import vocabulary_of
 from ovbridge.errors import DataError
+from ovbridge.images import SUFFIXES
 from ovbridge.vocabulary import Vocabulary
 from ovbridge.vocabulary.coco_names import COCO_OVD
 
@@ -136,7 +137,7 @@ def tagged_folders(root: Path, vocabulary: Vocabulary) -> TaggedImages:
     for folder in sorted(p for p in root.iterdir() if p.is_dir()):
         if folder.name not in column:
             raise DataError(f"folder {folder} is named after no class of the vocabulary: rename or remove it")
-        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
+        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES):
             height, width = image_hw(path)
             images.append(
                 TaggedImage(

@@ -11,9 +11,10 @@ from typing import Any
 from ovbridge.console import track
 from ovbridge.data.annotation_check import faults, federated_image, image_file_name, notes, read_json
 from ovbridge.data.image_labels import load_tagged_images
-from ovbridge.data.image_reading import IMAGE_SUFFIXES, image_hw, read_image
+from ovbridge.data.image_reading import image_hw, read_image
 from ovbridge.data.splits import vocabulary_of
 from ovbridge.errors import DataError
+from ovbridge.images import SUFFIXES
 
 
 @dataclass(kw_only=True)
@@ -37,7 +38,7 @@ def is_dataset(folder: Path) -> bool:
 
 def image_paths(folder: Path) -> list[Path]:
     """Every image file under a folder, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
 def inspect_annotations(path: Path) -> Inspection:

@@ -52,6 +52,8 @@ def vocabulary_of(categories: Sequence[dict[str, Any]], source: str) -> Vocabula
             f"{source}: category {ordered[k]['id']} is {names[k]!r}, where COCO has {COCO_OVD.names[k]!r} "
             f"(class number {k + 1} by id): give the categories COCO's order"
         )
-    return Vocabulary(
-        names=names, roles=roles_of(ordered), category_ids=tuple(int(category["id"]) for category in ordered)
-    )
+    try:
+        roles = roles_of(ordered)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    return Vocabulary(names=names, roles=roles, category_ids=tuple(int(category["id"]) for category in ordered))

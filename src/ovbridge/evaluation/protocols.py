@@ -59,13 +59,7 @@ def evaluate(
     check_results(results, payload, result_source, iou_type=iou_type)
     if iou_type == "segm":
         _require_masks(payload)
-    precision = class_precision(
-        payload,
-        results,
-        iou_type=iou_type,
-        federated=is_federated(protocol),
-        max_detections=LVIS_DETECTIONS if is_federated(protocol) else COCO_DETECTIONS,
-    )
+    precision = _precision(payload, results, protocol, iou_type)
     vocabulary = vocabulary_of(payload["categories"], _name(ground_truth))
     frequency = {c["id"]: c.get("frequency") for c in payload["categories"]}
     groups = _groups(vocabulary, [frequency[c] for c in vocabulary.category_ids], protocol)
@@ -92,7 +86,7 @@ def precision_recall_curves(
     """Class name → [101] precision in [0, 1] at recall 0, 0.01, …, 1, for classes with ground truth."""
     payload, results, source = _checked_inputs(ground_truth, results, protocol)
     check_results(results, payload, source, iou_type="bbox")
-    precision = class_precision(payload, results, federated=is_federated(protocol))
+    precision = _precision(payload, results, protocol, "bbox")
     vocabulary = vocabulary_of(payload["categories"], _name(ground_truth))
     return {name: precision.curve(k, iou) for k, name in enumerate(vocabulary.names) if precision.instances[k]}
 
@@ -116,6 +110,14 @@ def per_class(precision: ClassPrecision, vocabulary: Vocabulary) -> dict[str, di
         }
         for k, name in enumerate(vocabulary.names)
     }
+
+
+def _precision(
+    payload: dict[str, Any], results: Sequence[dict[str, Any]], protocol: Protocol, iou_type: IouType
+) -> ClassPrecision:
+    federated = is_federated(protocol)
+    limit = LVIS_DETECTIONS if federated else COCO_DETECTIONS
+    return class_precision(payload, results, iou_type=iou_type, federated=federated, max_detections=limit)
 
 
 def _checked_inputs(

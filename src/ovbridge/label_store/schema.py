@@ -116,7 +116,7 @@ def to_arrow(images: Sequence[LabelledImage], schema: pa.Schema) -> pa.Table:
 
 
 def _spread(parts: Sequence[torch.Tensor], filled: np.ndarray, dtype: type, width: int | None = None) -> np.ndarray:
-    values = np.zeros((len(filled),) if width is None else (len(filled), width), dtype=dtype)
+    values: np.ndarray = np.zeros((len(filled),) if width is None else (len(filled), width), dtype=dtype)
     if parts:
         values[filled] = torch.cat(list(parts)).detach().cpu().float().numpy().astype(dtype)
     return values
@@ -132,7 +132,9 @@ def vectors_to_numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     width = array.type.list_size
     values = array.values.slice(array.offset * width, len(array) * width)
-    return np.nan_to_num(values.to_numpy(zero_copy_only=False).astype(np.float32)).reshape(-1, width)
+    flat: np.ndarray = values.to_numpy(zero_copy_only=False).astype(np.float32)
+    rows: np.ndarray = np.nan_to_num(flat).reshape(-1, width)
+    return rows
 
 
 def read_regions(rows: pa.Table, ranges: Mapping[str, tuple[int, int]]) -> dict[str, RegionTargets]:

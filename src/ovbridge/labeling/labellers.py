@@ -62,7 +62,7 @@ class RegionLabeller:
         """Region targets of each image."""
         proposals = self.proposer.propose(images, [self.queries] * len(images))
         chosen = [
-            class_agnostic(found, *image.shape[:2], self.selection)
+            class_agnostic(found, image.shape[0], image.shape[1], self.selection)
             for found, image in zip(proposals, images, strict=True)
         ]
         embeddings = embed_boxes(images, [c.boxes_xyxy for c in chosen], self.encoder, self.crop_rule)

@@ -55,7 +55,8 @@ def suppress(boxes_xyxy: Tensor, scores: Tensor, iou: float, *, last_pixel_insid
     if last_pixel_inside:
         # Adding one pixel to the far corner is that convention, for areas and for intersections alike.
         boxes = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-    return nms(boxes, scores.double(), iou)
+    kept: Tensor = nms(boxes, scores.double(), iou)
+    return kept
 
 
 def usable(found: Proposals, height: int, width: int, *, paper_exact: bool) -> Proposals:

@@ -88,5 +88,5 @@ def embed_boxes(
     embeddings = encoder.embed_crops(crops) if crops else torch.zeros(0, encoder.embedding_dim)
     per_box = len(crops) // max(sum(counts), 1)
     if per_box > 1:
-        embeddings = F.normalize(embeddings, dim=1).unflatten(0, (-1, per_box)).sum(dim=1)
-    return list(embeddings.split(counts))
+        embeddings = F.normalize(embeddings, dim=1).reshape(-1, per_box, embeddings.shape[1]).sum(dim=1)
+    return list(torch.split(embeddings, counts))

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ovbridge.data.image_labels import TaggedImages
-from ovbridge.data.image_reading import IMAGE_SUFFIXES
 from ovbridge.data.splits import vocabulary_of
 from ovbridge.errors import DataError
+from ovbridge.images import SUFFIXES
 from ovbridge.labeling.labellers import CAPTION_THRESHOLD
 from ovbridge.vocabulary import Vocabulary
 
@@ -26,9 +26,9 @@ def image_keys_in(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise DataError(f"image folder {folder} does not exist: check --images")
-    keys = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    keys = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not keys:
-        raise DataError(f"no image in {folder}: expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise DataError(f"no image in {folder}: expected files that end in {', '.join(sorted(SUFFIXES))}")
     return keys
 
 

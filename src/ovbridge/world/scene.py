@@ -265,8 +265,8 @@ def _crowd(rng: np.random.Generator, width: int, height: int) -> tuple[SceneObje
     centre_y = float(rng.uniform(0.35, 0.65)) * height
     members = []
     for _ in range(count):
-        x = min(max(centre_x + float(rng.normal(0, 1.3 * spread)), side / 2), width - side / 2)
-        y = min(max(centre_y + float(rng.normal(0, 0.7 * spread)), side / 2), height - side / 2)
+        x = min(max(centre_x + float(rng.normal(0, 1.1 * spread)), side / 2), width - side / 2)
+        y = min(max(centre_y + float(rng.normal(0, 0.6 * spread)), side / 2), height - side / 2)
         pose = _pose(rng, noun_index, side * float(rng.uniform(0.85, 1.15)), (x, y))
         members.append(SceneObject(noun_index=noun_index, pose=pose, look=_look(rng, NOUNS[noun_index], side)))
     return tuple(sorted(members, key=lambda member: member.pose.centre_xy[1]))

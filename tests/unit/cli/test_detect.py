@@ -59,10 +59,8 @@ def test_pictures_and_json_come_out(folder: Path, tmp_path: Path, capsys: pytest
         extra={"test_size": [64, 64]},
     )
     save_detector(tmp_path / "detector.safetensors", model, metadata)
-    run(
-        [str(folder), "--checkpoint", str(tmp_path), "--names", "kite", "--score-threshold", "0", "--max-detections", "3",
-         "--out", str(tmp_path / "out"), "--device", "cpu", "--json"]
-    )  # fmt: skip
+    options = ["--names", "kite", "--score-threshold", "0", "--max-detections", "3", "--device", "cpu", "--json"]
+    run([str(folder), "--checkpoint", str(tmp_path), "--out", str(tmp_path / "out"), *options])
     printed = json.loads(capsys.readouterr().out)
     assert [Path(record["image"]).name for record in printed["images"]] == ["a.png", "b.jpg", "b.jpg"]
     for record in printed["images"]:

@@ -16,6 +16,8 @@ from ovbridge.label_store import ImageSet, LabelledImage, LabelStore, Manifest, 
 from ovbridge.structures import RegionTargets
 from ovbridge.vocabulary import TextBank, Vocabulary
 
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["ovbridge.labeling.run", "ovbridge.labeling.labellers"])
 REGIONS = Manifest(
     table="regions",
     proposer="fake",
@@ -93,8 +95,7 @@ def _append_many(path: Path, worker: int) -> None:
 
 
 def test_two_writers_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_append_many, args=(tmp_path / "store", worker)) for worker in range(2)]
+    writers = [CONTEXT.Process(target=_append_many, args=(tmp_path / "store", worker)) for worker in range(2)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -136,7 +137,7 @@ def test_store_travels_to_another_process(store: LabelStore) -> None:
     store.regions(["a"])
     copy = pickle.loads(pickle.dumps(store))
     assert len(copy.regions(["a"])["a"]) == 1
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with CONTEXT.Pool(1) as pool:
         assert len(pool.apply(store.regions, (["a"],))["a"]) == 1
 
 
@@ -167,10 +168,13 @@ def test_a_vocabulary_that_shares_no_name_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"proposer": "other"}, ["proposer 'fake'", "'other'", "another --store"]),
-        ({"proposer_digest": "q" * 64}, ["pppppppppppp", "qqqqqqqqqqqq"]),
-        ({"crop_rule": "square"}, ["crop rule 'tight'", "'square'"]),
-        ({"selection": {"top_k": 5}}, ["top_k"]),
+        (
+            {"proposer": "other", "proposer_digest": "q" * 64},
+            ["proposer 'fake' (pppppppppppp)", "'other' (qqqqqqqqqqqq)", "another --store"],
+        ),
+        ({"encoder_digest": "q" * 64}, ["image encoder 'fake-clip' (cccccccccccc)"]),
+        ({"crop_rule": "square"}, ["crop rule tight", "square"]),
+        ({"selection": {"top_k": 5}}, ["top k 2", "has 5"]),
     ],
 )
 def test_labels_of_two_origins_do_not_mix(store: LabelStore, change: dict[str, object], words: list[str]) -> None:
@@ -179,6 +183,10 @@ def test_labels_of_two_origins_do_not_mix(store: LabelStore, change: dict[str, o
         LabelStore.create_or_open(store.path, replace(REGIONS, **change))  # type: ignore[arg-type]
     assert all(word in str(caught.value) for word in words), caught.value
     assert (store.path / "regions.json").read_text() == before
+
+
+def test_the_same_weights_under_another_name_are_the_same_teacher(store: LabelStore) -> None:
+    LabelStore.create_or_open(store.path, replace(REGIONS, proposer="copy.safetensors"))
 
 
 def test_manifest_notes_each_image_set_once(store: LabelStore, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def test_boxes_outside_the_picture_and_unknown_roles_survive() -> None:
 
 def test_neighbouring_classes_differ_in_colour() -> None:
     colours = [np.array(class_colour(i, 65), int) for i in range(65)]
-    assert min(np.abs(a - b).max() for a, b in zip(colours, colours[1:], strict=False)) > 60
+    assert min(np.abs(a - b).max() for a, b in pairwise(colours)) > 60
     assert len({tuple(c) for c in colours}) == 65
 
 

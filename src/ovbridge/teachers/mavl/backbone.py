@@ -57,7 +57,7 @@ class ResNet(nn.Module):
 
 
 class InputProjections(nn.ModuleList):
-    """Brings every level to d_model channels; levels beyond the third are strided convolutions of stride 32's features."""
+    """Brings every level to d_model channels; levels beyond the third are strided convolutions."""
 
     def __init__(self, in_channels: tuple[int, ...], d_model: int, levels: int) -> None:
         projections = [nn.Conv2d(channels, d_model, kernel_size=1) for channels in in_channels]
@@ -85,7 +85,7 @@ def level_padding(padding_NHW: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def sine_position(padding_NHW: Tensor, d_model: int, *, temperature: float = 10000.0) -> Tensor:
-    """Sine embedding [N, d_model, H, W] of each cell, rows first, counted from 1 in units of the unpadded image (DETR)."""
+    """Sine embedding [N, d_model, H, W] of each cell's row and column, counted from 1, over the image's (DETR)."""
     inside = (~padding_NHW).float()
     rows, columns = inside.cumsum(1), inside.cumsum(2)
     rows = rows / (rows[:, -1:] + 1e-6) * (2.0 * math.pi)

@@ -53,7 +53,7 @@ class DeformableAttention(nn.Module):
         self._reset()
 
     def _reset(self) -> None:
-        """Offsets start as a star: head h looks in direction 2 pi h / H, point p at distance p + 1 (§A.4 of the paper)."""
+        """Offsets start as a star: head h looks in direction 2 pi h / H, point p at distance p + 1 (§A.4)."""
         angle = torch.arange(self.heads) * (2.0 * math.pi / self.heads)
         star = torch.stack([angle.cos(), angle.sin()], dim=-1)
         star = star / star.abs().amax(dim=-1, keepdim=True)
@@ -76,7 +76,7 @@ class DeformableAttention(nn.Module):
         level_shapes: LevelShapes,
         padding_NS: Tensor | None,
     ) -> Tensor:
-        """[N, Q, C]; `reference` is (x, y) in [0, 1] of the padded image per level, `padding` True where no image is."""
+        """[N, Q, C]; `reference` is (x, y) in [0, 1] of the padded image per level, `padding` True outside it."""
         n, queries, _ = query_NQC.shape
         value = self.value_proj(tokens_NSC)
         if padding_NS is not None:

@@ -25,17 +25,17 @@ _INITIAL_BOX_LOGIT = -1.7
 class EncodedImages:
     """All that the texts need to know about a batch of images."""
 
-    memory_NSC: Tensor
+    memory: Tensor
     """Encoder output."""
     level_shapes: tuple[tuple[int, int], ...]
     """Rows and columns of each level in S."""
-    padding_NS: Tensor | None
+    padding: Tensor | None
     """True at tokens outside the image; None where the batch has no padding."""
-    centres_NS2: Tensor
+    centres: Tensor
     """(x, y) of each token in [0, 1] of the unpadded image; N is 1 where the batch has no padding."""
     decoded: tuple[Tensor, ...]
     """[N, Q, C] after each decoder layer."""
-    reference_NQ2: Tensor
+    reference: Tensor
     """Where each query looks, (x, y) in [0, 1] of the unpadded image."""
 
 
@@ -128,12 +128,12 @@ class Mavl(nn.Module):
         reference = self.reference_points(query).sigmoid()
         decoded = self.decoder(target, query, reference, memory, shapes, valid_NL2, padding_NS)
         return EncodedImages(
-            memory_NSC=memory,
+            memory=memory,
             level_shapes=shapes,
-            padding_NS=padding_NS,
-            centres_NS2=centres_NS2,
+            padding=padding_NS,
+            centres=centres_NS2,
             decoded=tuple(decoded),
-            reference_NQ2=reference,
+            reference=reference,
         )
 
     def encode_text(self, token_ids_TW: Tensor, padding_TW: Tensor) -> Tensor:

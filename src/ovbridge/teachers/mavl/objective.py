@@ -1,7 +1,7 @@
 """What MAVL learns from: one assignment of queries to boxes an image, then pure losses.
 
-Legend: N images, S image tokens, Q queries, G boxes of an image (padded), T (image, text) pairs, P token positions, K nouns,
-C width, A width of the alignment space. Boxes are (cx, cy, w, h) in [0, 1] of the unpadded image.
+Legend: N images, S image tokens, Q queries, G boxes of an image (padded), T (image, text) pairs, P token positions,
+K nouns, C width, A width of the alignment space. Boxes are (cx, cy, w, h) in [0, 1] of the unpadded image.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class AuxiliaryHeads(nn.Module):
 class ImageTargets:
     """The objects of a batch of images, padded to G."""
 
-    boxes_NG4: Tensor
+    boxes: Tensor
     """(cx, cy, w, h); (0.5, 0.5, 1, 1) where there is no object."""
-    nouns_NG: Tensor
+    nouns: Tensor
     """Index of the object's noun."""
     counts: tuple[int, ...]
     """Objects of each image."""
@@ -81,9 +81,9 @@ class ImageTargets:
 class TextTargets:
     """What each (image, text) pair means."""
 
-    image_of_text_T: Tensor
+    image_of_text: Tensor
     """The image of each text."""
-    tokens_TGP: Tensor
+    tokens: Tensor
     """Distribution over token positions for each box that the text means; all zero for the others."""
 
 
@@ -96,12 +96,12 @@ def match(
     """
     n, q = objectness_NQ.shape
     assigned = np.full((n, q), -1, dtype=np.int64)
-    l1 = torch.cdist(boxes_NQ4, targets.boxes_NG4, p=1)
+    l1 = torch.cdist(boxes_NQ4, targets.boxes, p=1)
     probability = objectness_NQ.sigmoid()
     for i, count in enumerate(targets.counts):
         if not count:
             continue
-        goal = targets.boxes_NG4[i, :count]
+        goal = targets.boxes[i, :count]
         giou = generalized_box_iou(_xyxy(boxes_NQ4[i]), _xyxy(goal))
         cost = weights.box * l1[i, :, :count] - weights.giou * giou - probability[i, :, None]
         times = max(1, min(repeats, q // count))
@@ -125,9 +125,9 @@ def token_loss(logits_TQP: Tensor, goal_TQP: Tensor, weight_TQ: Tensor) -> Tenso
 
 def token_goals(assigned_NQ: Tensor, text: TextTargets, *, no_object: float) -> tuple[Tensor, Tensor, Tensor]:
     """Per text: which queries it means [T, Q] bool, their goal [T, Q, P], the loss weight [T, Q]."""
-    assigned_TQ = assigned_NQ[text.image_of_text_T]
-    p = text.tokens_TGP.shape[2]
-    goal = text.tokens_TGP.gather(1, assigned_TQ.clamp(min=0).unsqueeze(-1).expand(-1, -1, p))
+    assigned_TQ = assigned_NQ[text.image_of_text]
+    p = text.tokens.shape[2]
+    goal = text.tokens.gather(1, assigned_TQ.clamp(min=0).unsqueeze(-1).expand(-1, -1, p))
     meant = (assigned_TQ >= 0) & (goal.sum(dim=-1) > 0)
     nothing = F.one_hot(torch.tensor(p - 1, device=goal.device), p).to(goal.dtype)
     goal = torch.where(meant.unsqueeze(-1), goal, nothing)
@@ -137,7 +137,7 @@ def token_goals(assigned_NQ: Tensor, text: TextTargets, *, no_object: float) -> 
 
 def dense_goals(targets: ImageTargets, centres_NS2: Tensor, *, shrink: float = 0.5) -> Tensor:
     """The box whose centre part holds each token [N, S], the smallest where several do, -1 for none."""
-    boxes = targets.boxes_NG4
+    boxes = targets.boxes
     distance_NSG2 = (centres_NS2[:, :, None] - boxes[:, None, :, :2]).abs()
     exists_NG = torch.arange(boxes.shape[1], device=boxes.device) < torch.tensor(
         targets.counts, device=boxes.device
@@ -169,14 +169,14 @@ class MavlObjective(nn.Module):
         """Weighted losses by name. `nouns_KC` is the mean text state of each noun."""
         w, heads = self.weights, self.heads
         nouns_KA = heads.align_noun(nouns_KC)
-        boxes = [model.boxes(x, encoded.reference_NQ2) for x in encoded.decoded]
+        boxes = [model.boxes(x, encoded.reference) for x in encoded.decoded]
         objectness = [heads.objectness(x).squeeze(-1) for x in encoded.decoded]
         with torch.no_grad():
             assigned_NQ = match(boxes[-1], objectness[-1], targets, repeats=w.repeats, weights=w)
         found_NQ = assigned_NQ >= 0
         image_M, query_M = found_NQ.nonzero(as_tuple=True)
         object_M = assigned_NQ[found_NQ]
-        goal_M4, noun_M = targets.boxes_NG4[image_M, object_M], targets.nouns_NG[image_M, object_M]
+        goal_M4, noun_M = targets.boxes[image_M, object_M], targets.nouns[image_M, object_M]
         total = max(1.0, float(len(object_M)))
 
         losses: dict[str, Tensor] = {}
@@ -207,9 +207,9 @@ class MavlObjective(nn.Module):
         w = self.weights
         meant_TQ, goal_TQP, weight_TQ = token_goals(assigned_NQ, text, no_object=w.no_object)
         text_M, query_M = meant_TQ.nonzero(as_tuple=True)
-        image_M = text.image_of_text_T[text_M]
-        goal_M4 = targets.boxes_NG4[image_M, assigned_NQ[image_M, query_M]]
-        reference_M2 = encoded.reference_NQ2[image_M, query_M]
+        image_M = text.image_of_text[text_M]
+        goal_M4 = targets.boxes[image_M, assigned_NQ[image_M, query_M]]
+        reference_M2 = encoded.reference[image_M, query_M]
         total = max(1.0, float(len(text_M)))
         token = l1 = giou = goal_TQP.new_zeros(())
         for states in fused:
@@ -220,22 +220,22 @@ class MavlObjective(nn.Module):
 
     def _dense(self, encoded: EncodedImages, targets: ImageTargets, nouns_KA: Tensor) -> dict[str, Tensor]:
         heads, w = self.heads, self.weights
-        assigned_NS = dense_goals(targets, encoded.centres_NS2)
+        assigned_NS = dense_goals(targets, encoded.centres)
         found_NS = assigned_NS >= 0
-        if encoded.padding_NS is not None:
-            found_NS = found_NS & ~encoded.padding_NS
+        if encoded.padding is not None:
+            found_NS = found_NS & ~encoded.padding
         image_M, token_M = found_NS.nonzero(as_tuple=True)
         object_M = assigned_NS[found_NS]
         total = max(1.0, float(len(object_M)))
-        losses = _focal(heads.dense_objectness(encoded.memory_NSC).squeeze(-1), found_NS.float(), total)
+        losses = _focal(heads.dense_objectness(encoded.memory).squeeze(-1), found_NS.float(), total)
         if len(object_M):
-            states_MC = encoded.memory_NSC[image_M, token_M]
+            states_MC = encoded.memory[image_M, token_M]
             nouns = heads.noun_logits(heads.dense_align(states_MC), nouns_KA)
-            losses = losses + F.cross_entropy(nouns, targets.nouns_NG[image_M, object_M])
+            losses = losses + F.cross_entropy(nouns, targets.nouns[image_M, object_M])
             sides = heads.dense_box(states_MC).sigmoid()
-            centre = encoded.centres_NS2.expand(len(found_NS), -1, -1)[image_M, token_M]
+            centre = encoded.centres.expand(len(found_NS), -1, -1)[image_M, token_M]
             corners = torch.cat([centre - sides[:, :2], centre + sides[:, 2:]], dim=-1)
-            goal = _xyxy(targets.boxes_NG4[image_M, object_M])
+            goal = _xyxy(targets.boxes[image_M, object_M])
             losses = losses + 2.0 * generalized_box_iou_loss(corners, goal, reduction="sum") / total
         return {"dense": w.dense * losses}
 

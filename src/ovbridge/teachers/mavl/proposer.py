@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 from torchvision.ops import box_convert
@@ -19,7 +18,7 @@ from ovbridge.device import Precision, autocast, default_device
 from ovbridge.errors import TeacherError
 from ovbridge.structures import Proposals
 from ovbridge.teachers.mavl.model import Mavl
-from ovbridge.teachers.mavl.samples import batch_pixels, resized_hw
+from ovbridge.teachers.mavl.samples import batch_pixels, resize, resized_hw
 from ovbridge.teachers.mavl.text import tokenize
 from ovbridge.teachers.mavl.weights import build_mavl, read_mavl
 
@@ -48,7 +47,7 @@ class MavlProposer:
         """`truncate` cuts boxes to whole pixels as the released inference script does."""
         self.name, self.trained_on, self.digest = name, trained_on, digest
         self._model = model.to(device).eval()
-        self._tokenizer, self._device = tokenizer, device
+        self.tokenizer, self._device = tokenizer, device
         self._truncate, self._precision = truncate, precision
         self._words: dict[str, Tensor] = {}
 
@@ -61,28 +60,20 @@ class MavlProposer:
         """
         if len(images) != len(queries):
             raise ValueError(f"{len(images)} images for {len(queries)} query lists")
-        groups: dict[tuple[int, int], list[int]] = {}
+        same_size: dict[tuple[int, int], list[int]] = {}
         for n, image in enumerate(images):
-            groups.setdefault(resized_hw(*image.shape[:2], self._model.config.image_short_side), []).append(n)
+            same_size.setdefault(resized_hw(*image.shape[:2], self._model.config.image_short_side), []).append(n)
         self._encode_texts({text for texts in queries for text in texts})
         found: list[list[Proposals]] = [[] for _ in images]
         with autocast(self._device, self._precision):
-            for (rows, columns), members in groups.items():
-                for n, proposals in zip(
-                    members,
-                    self._propose_same_size([images[n] for n in members], rows, columns, [queries[n] for n in members]),
-                    strict=True,
-                ):
+            for members in same_size.values():
+                batch = self._propose_batch([images[n] for n in members], [queries[n] for n in members])
+                for n, proposals in zip(members, batch, strict=True):
                     found[n] = proposals
         return found
 
-    def _propose_same_size(
-        self, images: Sequence[np.ndarray], rows: int, columns: int, queries: Sequence[Sequence[str]]
-    ) -> list[list[Proposals]]:
-        resized = [
-            np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)) for image in images
-        ]
-        pixels, _ = batch_pixels(resized)
+    def _propose_batch(self, images: Sequence[np.ndarray], queries: Sequence[Sequence[str]]) -> list[list[Proposals]]:
+        pixels, _ = batch_pixels([resize(image, self._model.config.image_short_side) for image in images])
         encoded = self._model.encode(pixels.to(self._device))
         pairs = [(n, text) for n, texts in enumerate(queries) for text in texts]
         scores, boxes = [], []
@@ -92,7 +83,7 @@ class MavlProposer:
             words_TWC, padding_TW = self._stack([text for _, text in chunk])
             states = self._model.fuse(encoded, index_T, words_TWC, padding_TW)[-1]
             scores.append(1.0 - self._model.token_logits(states).float().softmax(dim=-1)[..., -1])
-            boxes.append(self._model.boxes(states, encoded.reference_NQ2[index_T]).float())
+            boxes.append(self._model.boxes(states, encoded.reference[index_T]).float())
         flat = [p for s, b in zip(scores, boxes, strict=True) for p in zip(s.cpu(), b.cpu(), strict=True)]
         grouped: list[list[Proposals]] = [[] for _ in images]
         for (n, _), (score, box) in zip(pairs, flat, strict=True):
@@ -112,7 +103,7 @@ class MavlProposer:
             return
         # One position is kept for "no object"; RoBERTa's positions start at 2.
         limit = min(self._model.config.token_positions - 1, self._model.config.text.positions - 2)
-        ids, padding = tokenize(self._tokenizer, missing, limit=limit)
+        ids, padding = tokenize(self.tokenizer, missing, limit=limit)
         states = self._model.encode_text(ids.to(self._device), padding.to(self._device))
         for text, row, length in zip(missing, states, (~padding).sum(dim=1).tolist(), strict=True):
             self._words[text] = row[:length].clone()
@@ -155,7 +146,9 @@ def _weights_path(name: str) -> Path:
     if name in BUILT_IN:
         path = Path(__file__).parents[1] / "weights" / BUILT_IN[name]
         if not path.is_file():
-            raise TeacherError(f"built-in proposer {name!r} is not in this installation ({path.name} missing): reinstall")
+            raise TeacherError(
+                f"built-in proposer {name!r} is not in this installation ({path.name} missing): reinstall"
+            )
         return path
     path = Path(name)
     if not path.exists():

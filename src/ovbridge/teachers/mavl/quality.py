@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou, clip_boxes_to_image, nms
 
 from ovbridge.console import Ticker
+from ovbridge.images import read_image
 from ovbridge.structures import Proposals
 from ovbridge.teachers.protocol import CLASS_AGNOSTIC_QUERIES, Proposer, class_query
 
@@ -55,7 +55,7 @@ def proposer_quality(
     with Ticker("proposals", len(chosen)) as tick:
         for start in range(0, len(chosen), batch_size):
             part = chosen[start : start + batch_size]
-            pixels = [np.asarray(Image.open(images / i["file_name"]).convert("RGB")) for i in part]
+            pixels = [read_image(images / i["file_name"]) for i in part]
             present = [sorted({o["category_id"] for o in objects[i["id"]]}) for i in part]
             queries = [[*CLASS_AGNOSTIC_QUERIES, *(class_query(categories[c]["name"]) for c in ids)] for ids in present]
             for image, ids, found in zip(part, present, proposer.propose(pixels, queries), strict=True):

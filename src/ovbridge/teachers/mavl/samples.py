@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tokenizers import Tokenizer
 
 from ovbridge.errors import DataError
@@ -74,7 +74,9 @@ def load_grounded(annotations: Path, *, exclude_roles: Sequence[str] = ()) -> Gr
     by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in images}
     for item in objects:
         if item["image_id"] not in by_image:
-            raise DataError(f"{annotations}: annotation {item.get('id')} names image {item['image_id']}, which is not there")
+            raise DataError(
+                f"{annotations}: annotation {item.get('id')} names image {item['image_id']}, which is not there"
+            )
         by_image[item["image_id"]].append(item)
     grounded = []
     for image in images:
@@ -127,15 +129,10 @@ def resized_hw(height: int, width: int, short_side: int) -> tuple[int, int]:
     return int(short_side * height / width), short_side
 
 
-def load_pixels(path: Path, short_side: int) -> np.ndarray:
-    """[H, W, 3] uint8 RGB, upright, resized."""
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            rows, columns = resized_hw(upright.height, upright.width, short_side)
-            return np.asarray(upright.resize((columns, rows), Image.Resampling.BILINEAR))
-    except (FileNotFoundError, UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error})") from error
+def resize(image: np.ndarray, short_side: int) -> np.ndarray:
+    """Pillow's antialiased bilinear resize of [H, W, 3] uint8 pixels, as the released inference does."""
+    rows, columns = resized_hw(*image.shape[:2], short_side)
+    return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
 
 
 def batch_pixels(images: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -174,9 +171,9 @@ class Batch:
     """[U, W] distinct texts: first the batch's, then one per noun."""
     token_padding: torch.Tensor
     """[U, W]."""
-    text_index_T: torch.Tensor
+    text_index: torch.Tensor
     """Row of `token_ids` of each (image, text) pair."""
-    noun_index_K: torch.Tensor
+    noun_index: torch.Tensor
     """Row of `token_ids` of each noun."""
 
 
@@ -226,7 +223,7 @@ class BatchMaker:
             if len(bucket) == batch_size:
                 batches.append(bucket.copy())
                 bucket.clear()
-        return batches or [sum(waiting.values(), [])]
+        return batches or [[index for bucket in waiting.values() for index in bucket]]
 
     def batch(self, indices: Sequence[int], step: int) -> Batch:
         """The batch of these images at this step."""
@@ -263,17 +260,15 @@ class BatchMaker:
             pixels=pixels_tensor,
             padding=padding,
             targets=ImageTargets(
-                boxes_NG4=torch.from_numpy(boxes_NG4),
-                nouns_NG=torch.from_numpy(nouns_NG),
+                boxes=torch.from_numpy(boxes_NG4),
+                nouns=torch.from_numpy(nouns_NG),
                 counts=tuple(len(b) for b in boxes),
             ),
-            text=TextTargets(
-                image_of_text_T=torch.tensor([n for n, _, _ in pairs]), tokens_TGP=torch.from_numpy(tokens_TGP)
-            ),
+            text=TextTargets(image_of_text=torch.tensor([n for n, _, _ in pairs]), tokens=torch.from_numpy(tokens_TGP)),
             token_ids=token_ids,
             token_padding=token_padding,
-            text_index_T=torch.tensor([row for _, row, _ in pairs]),
-            noun_index_K=torch.tensor(noun_rows),
+            text_index=torch.tensor([row for _, row, _ in pairs]),
+            noun_index=torch.tensor(noun_rows),
         )
 
     def _words(self, text: str) -> tuple[int, ...]:

@@ -1,72 +1,29 @@
-"""Training of a MAVL proposer on grounded images, fitted to a number of steps or to the clock."""
+"""`train_mavl`: a proposer from any grounded COCO file, with names left out on demand."""
 
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import numpy as np
 import torch
+import tyro
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from torch import Tensor, nn
 
-from ovbridge.console import Ticker, stderr
-from ovbridge.errors import CheckpointError
-from ovbridge.teachers.mavl.config import MavlConfig, mavl_small
+from ovbridge.console import stderr, stdout
+from ovbridge.device import default_device
+from ovbridge.errors import ConfigError
+from ovbridge.teachers.mavl.loop import MavlTrainConfig, TrainingRun
 from ovbridge.teachers.mavl.model import Mavl
-from ovbridge.teachers.mavl.objective import LossConfig, MavlObjective
-from ovbridge.teachers.mavl.samples import (
-    Batch,
-    BatchMaker,
-    GroundedData,
-    SampleConfig,
-    load_grounded,
-    load_pixels,
-    resized_hw,
-    vocabulary_texts,
-)
+from ovbridge.teachers.mavl.proposer import load_mavl
+from ovbridge.teachers.mavl.quality import proposer_quality
+from ovbridge.teachers.mavl.samples import load_grounded, vocabulary_texts
 from ovbridge.teachers.mavl.text import train_tokenizer
 from ovbridge.teachers.mavl.weights import read_mavl, save_mavl
 
-
-@dataclass(frozen=True, kw_only=True)
-class MavlTrainConfig:
-    """One training run."""
-
-    model: MavlConfig = field(default_factory=mavl_small)
-    """Architecture; the vocabulary size follows from the data."""
-    losses: LossConfig = field(default_factory=LossConfig)
-    """Weights of the objective."""
-    samples: SampleConfig = field(default_factory=SampleConfig)
-    """Texts and augmentation."""
-    steps: int = 4000
-    """Length of the run; the schedule ends here or at `max_seconds`, whichever comes first."""
-    max_seconds: float | None = None
-    """Time budget of the training loop. With it the run depends on the machine's speed; without it, on the seed alone."""
-    batch_size: int = 8
-    """Images a step."""
-    learning_rate: float = 6e-4
-    """Peak of the cosine schedule (AdamW)."""
-    warmup: float = 0.03
-    """Part of the run over which the learning rate rises."""
-    weight_decay: float = 1e-4
-    """AdamW's."""
-    clip: float = 1.0
-    """Largest gradient norm."""
-    seed: int = 0
-    """Of initialisation, order, augmentation and texts."""
-    threads: int | None = None
-    """Torch threads; None leaves them."""
-    checkpoint_seconds: float = 120.0
-    """How often the run is saved for resuming."""
-    half: bool = True
-    """Store the final weights as fp16."""
+DEFAULT_TRAINING = MavlTrainConfig()
 
 
 def train_mavl(
@@ -90,188 +47,85 @@ def train_mavl(
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     data = load_grounded(annotations, exclude_roles=exclude_roles)
+    stderr.print(f"{len(data.images)} images ({data.dropped} left out), {len(data.nouns)} nouns")
     start = read_mavl(init) if init is not None else None
-    tokenizer = start.tokenizer if start else train_tokenizer(
-        vocabulary_texts(data), vocabulary_size=config.model.text.vocabulary_size
+    tokenizer = (
+        start.tokenizer
+        if start
+        else train_tokenizer(vocabulary_texts(data), vocabulary_size=config.model.text.vocabulary_size)
     )
     model = Mavl(start.config if start else config.model)
     if start:
         model.load_state_dict(start.state)
     if backbone_init is not None:
         model.backbone.load_state_dict(load_file(backbone_init))
-    run = _Run(config, model, data, tokenizer, images, out)
+    fresh = init is None and backbone_init is None
+    run = TrainingRun(config, model, data, tokenizer, images, out, pretrain=fresh)
     run.loop()
-    excluded = f"; images showing {'/'.join(exclude_roles)} objects left out, their names never shown" if exclude_roles else ""
+    trained_on = f"{len(data.images)} grounded images of {annotations.name}, roles {sorted(set(data.roles))}"
+    if exclude_roles:
+        trained_on += f"; images showing {'/'.join(exclude_roles)} objects left out, their names never shown"
     save_mavl(
         out,
         config=model.config,
         state=model.state_dict(),
         tokenizer=tokenizer,
-        trained_on=f"{len(data.images)} grounded images of {annotations.name}, roles {sorted(set(data.roles))}{excluded}",
+        trained_on=trained_on,
         half=config.half,
     )
     run.resume_file.unlink(missing_ok=True)
     return out
 
 
-class PixelMemory:
-    """All resized images in one uint8 block: decoded once, sliced for ever."""
+def mavl(
+    data: Path,
+    out: Path,
+    split: str = "train2017",
+    holdout: str | None = "val2017",
+    exclude_roles: tuple[str, ...] = (),
+    minutes: float | None = None,
+    init: Path | None = None,
+    train: MavlTrainConfig = DEFAULT_TRAINING,
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Train a small text-driven proposer on a COCO-format folder; the same command resumes.
 
-    def __init__(self, data: GroundedData, folder: Path, short_side: int) -> None:
-        shapes = [resized_hw(i.height, i.width, short_side) for i in data.images]
-        ends = np.cumsum([h * w * 3 for h, w in shapes])
-        self._shapes, self._ends = shapes, ends
-        self._block = np.empty(int(ends[-1]), dtype=np.uint8)
-        with Ticker("decode", len(shapes)) as tick:
-            for n, image in enumerate(data.images):
-                self(n)[...] = load_pixels(folder / image.file_name, short_side)
-                tick()
+    Example: ovbridge train mavl --data world --exclude-roles novel --minutes 30 --out leak_free.safetensors
 
-    def __call__(self, index: int) -> np.ndarray:
-        """The image [H, W, 3]."""
-        h, w = self._shapes[index]
-        end = int(self._ends[index])
-        return self._block[end - h * w * 3 : end].reshape(h, w, 3)
-
-
-class _Run:
-    """The loop and what survives a kill."""
-
-    def __init__(
-        self, config: MavlTrainConfig, model: Mavl, data: GroundedData, tokenizer: Tokenizer, images: Path, out: Path
-    ) -> None:
-        self.config, self.model = config, model
-        self.objective = MavlObjective(model.config, config.losses)
-        pixels = PixelMemory(data, images, model.config.image_short_side)
-        self.maker = BatchMaker(
-            data,
-            tokenizer,
-            pixels,
-            token_positions=model.config.token_positions,
-            config=config.samples,
-            seed=config.seed,
-        )
-        self.optimizer = _optimizer(model, self.objective, config)
-        self.step, self.seconds = 0, 0.0
-        out.parent.mkdir(parents=True, exist_ok=True)
-        self.log = out.with_suffix(".jsonl")
-        self.resume_file = out.with_suffix(".resume")
-        self._fingerprint = repr((config, len(data.images), model.config))
-        if self.resume_file.exists():
-            self._resume()
-        else:
-            self.log.unlink(missing_ok=True)
-
-    def loop(self) -> None:
-        """Train to the end of the schedule."""
-        self.model.train()
-        started = time.monotonic() - self.seconds
-        saved = time.monotonic()
-        per_epoch = len(self.maker.epoch(0, self.config.batch_size))
-        epoch_number, epoch = -1, []
-        with Ticker("train MAVL", self.config.steps, done=self.step) as tick, self.log.open("a") as log:
-            while self.step < self.config.steps and self._progress() < 1.0:
-                if self.step // per_epoch != epoch_number:
-                    epoch_number = self.step // per_epoch
-                    epoch = self.maker.epoch(epoch_number, self.config.batch_size)
-                batch = self.maker.batch(epoch[self.step % per_epoch % len(epoch)], self.step)
-                rate = self.config.learning_rate * _schedule(self._progress(), self.config.warmup)
-                losses = train_step(self.model, self.objective, self.optimizer, batch, rate, self.config.clip)
-                self.step += 1
-                self.seconds = time.monotonic() - started
-                total = sum(losses.values())
-                if not math.isfinite(total):
-                    raise CheckpointError(f"loss is {total} at step {self.step}: lower learning_rate and start again")
-                tick(note=f"loss {total:.2f}")
-                if self.step % 20 == 0:
-                    record = {"step": self.step, "seconds": round(self.seconds, 2), "lr": rate, "loss": total, **losses}
-                    log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in record.items()}) + "\n")
-                    log.flush()
-                if time.monotonic() - saved > self.config.checkpoint_seconds:
-                    self._save()
-                    saved = time.monotonic()
-        self.model.eval()
-
-    def _progress(self) -> float:
-        """Part of the run that is done, by steps or by the clock, whichever is further."""
-        by_clock = self.seconds / self.config.max_seconds if self.config.max_seconds else 0.0
-        return max(self.step / self.config.steps, by_clock)
-
-    def _save(self) -> None:
-        content = {
-            "fingerprint": self._fingerprint,
-            "step": self.step,
-            "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        partial = self.resume_file.with_suffix(".partial")
-        torch.save(content, partial)
-        partial.replace(self.resume_file)
-
-    def _resume(self) -> None:
-        content: dict[str, Any] = torch.load(self.resume_file, weights_only=True)
-        if content["fingerprint"] != self._fingerprint:
-            raise CheckpointError(
-                f"{self.resume_file} belongs to a run with other settings: delete it or write to another file"
-            )
-        self.model.load_state_dict(content["model"])
-        self.objective.load_state_dict(content["objective"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.step, self.seconds = content["step"], content["seconds"]
-        stderr.print(f"resuming at step {self.step}")
-
-
-def train_step(
-    model: Mavl, objective: MavlObjective, optimizer: torch.optim.Optimizer, batch: Batch, rate: float, clip: float
-) -> dict[str, float]:
-    """One update; returns the losses."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
-    losses = batch_losses(model, objective, batch)
-    optimizer.zero_grad(set_to_none=True)
-    torch.stack(list(losses.values())).sum().backward()
-    nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
-    optimizer.step()
-    return {name: float(value.detach()) for name, value in losses.items()}
-
-
-def batch_losses(model: Mavl, objective: MavlObjective, batch: Batch) -> dict[str, Tensor]:
-    """Encode the images once, all distinct texts once, fuse each pair, and ask the objective."""
-    encoded = model.encode(batch.pixels, batch.padding)
-    words_UWC = model.encode_text(batch.token_ids, batch.token_padding)
-    fused = model.fuse(
-        encoded,
-        batch.text.image_of_text_T,
-        words_UWC[batch.text_index_T],
-        batch.token_padding[batch.text_index_T],
+    Args:
+        data: folder with annotations/instances_SPLIT.json and the folder SPLIT of images.
+        out: the safetensors file to write.
+        split: which images to train on.
+        holdout: which images to measure recall on; none to skip.
+        exclude_roles: leave out every image that shows an object of these roles; its names are in no text.
+        minutes: fit the schedule to this much time, instead of to train.steps alone.
+        init: start from another proposer's weights.
+        train: how to train.
+        json_output: print the measures as JSON.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists already: give another --out or delete it")
+    if minutes is not None:
+        train = replace(train, max_seconds=60.0 * minutes)
+    train_mavl(
+        data / "annotations" / f"instances_{split}.json",
+        data / split,
+        out,
+        train,
+        exclude_roles=exclude_roles,
+        init=init,
     )
-    inside = (~batch.token_padding[batch.noun_index_K]).unsqueeze(-1)
-    nouns_KC = (words_UWC[batch.noun_index_K] * inside).sum(dim=1) / inside.sum(dim=1)
-    return objective(model, encoded, fused, batch.targets, batch.text, nouns_KC)
+    if holdout is None:
+        return
+    proposer = load_mavl(out, default_device())
+    quality = proposer_quality(proposer, annotations / f"instances_{holdout}.json", data / holdout)
+    if json_output:
+        stdout.print_json(json.dumps({"out": str(out), "trained_on": proposer.trained_on, "quality": quality}))
+        return
+    for measure, roles in quality.items():
+        stdout.print(f"{measure} (%): {roles}")
 
 
-def _optimizer(model: Mavl, objective: MavlObjective, config: MavlTrainConfig) -> torch.optim.Optimizer:
-    """AdamW; sampling offsets and reference points learn ten times slower (Deformable DETR)."""
-    slow, fast, plain = [], [], []
-    for name, parameter in [*model.named_parameters(), *objective.named_parameters()]:
-        if "sampling_offsets" in name or "reference_points" in name:
-            slow.append(parameter)
-        elif parameter.ndim < 2:
-            plain.append(parameter)
-        else:
-            fast.append(parameter)
-    groups = [
-        {"params": fast, "factor": 1.0, "weight_decay": config.weight_decay},
-        {"params": plain, "factor": 1.0, "weight_decay": 0.0},
-        {"params": slow, "factor": 0.1, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-
-
-def _schedule(progress: float, warmup: float) -> float:
-    """Linear rise, then half a cosine."""
-    if progress < warmup:
-        return (progress + 1e-3) / (warmup + 1e-3)
-    return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
+def run(argv: Sequence[str]) -> None:
+    """`ovbridge train mavl …`."""
+    tyro.cli(mavl, args=list(argv), prog="ovbridge train mavl")

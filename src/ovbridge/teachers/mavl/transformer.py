@@ -42,9 +42,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: MavlConfig) -> None:
         super().__init__()
         d = config.d_model
-        self.self_attn = DeformableAttention(
-            d_model=d, heads=config.heads, levels=config.levels, points=config.points
-        )
+        self.self_attn = DeformableAttention(d_model=d, heads=config.heads, levels=config.levels, points=config.points)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.linear1, self.linear2 = nn.Linear(d, config.feedforward), nn.Linear(config.feedforward, d)
         self.dropout = nn.Dropout(config.dropout)
@@ -93,9 +91,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: MavlConfig) -> None:
         super().__init__()
         d = config.d_model
-        self.cross_attn = DeformableAttention(
-            d_model=d, heads=config.heads, levels=config.levels, points=config.points
-        )
+        self.cross_attn = DeformableAttention(d_model=d, heads=config.heads, levels=config.levels, points=config.points)
         self.self_attn = nn.MultiheadAttention(d, config.heads, dropout=config.dropout, batch_first=True)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
         self.linear1, self.linear2 = nn.Linear(d, config.feedforward), nn.Linear(config.feedforward, d)

@@ -92,7 +92,7 @@ def convert_official_mavl(source: Path, target: Path, *, tokenizer: str = "rober
         config=mavl_full(),
         state=state,
         tokenizer=tokenizer,
-        trained_on="LMDet: Flickr30k, MS-COCO/GQA and Visual Genome phrases (novel names included); see arXiv 2111.11430",
+        trained_on="LMDet: Flickr30k, MS-COCO/GQA, Visual Genome phrases (novel names included), arXiv 2111.11430",
         half=False,
     )
     return {"tensors": len(state), "parameters": sum(t.numel() for t in state.values()), "out": str(target)}

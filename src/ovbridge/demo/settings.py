@@ -1,0 +1,89 @@
+"""What a demo run is, and the folder that belongs to it alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ovbridge.config_tree import first_difference
+from ovbridge.errors import ConfigError
+from ovbridge.training.stages import STAGES, stage_named
+
+SETTINGS_FILE = "demo.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """Everything that changes what a demo run computes."""
+
+    seed: int = 0
+    """Fixes the world, the new weights and the order of the data."""
+    stages: tuple[str, ...] = ("base", "rkd", "rkd_pis_wt")
+    """Stages to train and evaluate, in order; each needs the one that it starts from among those before it."""
+    train_images: int = 1200
+    """Scenes to train on."""
+    val_images: int = 300
+    """Scenes to evaluate on."""
+    image_labels_per_class: int = 20
+    """Pictures with one label each, for each base and novel class."""
+    proposer: str = "builtin"
+    """"builtin" never saw a novel name in training, "builtin-full" saw all; or a weights file."""
+    clip: str = "builtin"
+    """Teacher of the regions and encoder of the names."""
+    overrides: tuple[str, ...] = ()
+    """Settings of every stage's recipe to change, e.g. "loop.steps=100"."""
+
+
+def with_prerequisites(stages: Sequence[str]) -> tuple[str, ...]:
+    """The stages asked for and those that they start from, each after the one it starts from.
+
+    Raises ConfigError for a name that is no stage.
+    """
+    ordered: list[str] = []
+    for name in stages:
+        chain = [stage_named(name)]
+        while chain[-1].init_from in STAGES:
+            chain.append(STAGES[chain[-1].init_from])
+        ordered += [stage.name for stage in reversed(chain) if stage.name not in ordered]
+    if not ordered:
+        raise ConfigError(f"no stage given: choose among {', '.join(STAGES)}")
+    return tuple(ordered)
+
+
+def claim_folder(out: Path, settings: DemoSettings) -> None:
+    """Make `out` the folder of this demo run, or find that it is.
+
+    Raises ConfigError, with nothing written, if it holds another run or foreign files.
+    """
+    mark = out / SETTINGS_FILE
+    wanted = json.loads(json.dumps(asdict(settings)))
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: choose a folder for --out")
+    if out.is_dir() and not mark.exists():
+        foreign = sorted(path.name for path in out.iterdir() if path.name != mark.name + ".part")
+        if foreign:
+            raise ConfigError(f"{out} holds files that are no demo run ({foreign[0]}): choose an empty --out")
+    if mark.exists():
+        difference = first_difference(wanted, _read(mark))
+        if difference:
+            raise ConfigError(
+                f"{out} holds another demo run; asked for and found there: {difference}. Choose another --out"
+            )
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        aside = mark.with_name(mark.name + ".part")
+        aside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        aside.replace(mark)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
+
+
+def _read(mark: Path) -> Any:
+    try:
+        return json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ConfigError(f"{mark} is not the record of a demo run: choose another --out") from None

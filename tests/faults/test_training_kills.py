@@ -1,0 +1,114 @@
+"""SIGKILL at random moments, inside saving too: every restart goes on, and the end is bit for bit as if undisturbed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import time
+from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovbridge.config_tree import apply_overrides
+from ovbridge.detector import world_r18_fpn
+from ovbridge.recipes import recipe_named
+from ovbridge.run_config import RunConfig
+from ovbridge.train_run import train_run
+from ovbridge.training.checkpoint import complete_checkpoints
+from ovbridge.training.logging import read_log
+
+SAVE_EVERY = 2
+
+
+def _config(root: Path, steps: int) -> RunConfig:
+    config = recipe_named("world_base")
+    data = replace(config.data, root=str(root), images=".", annotations="boxes.json", text_bank="bank.npy")
+    detector = world_r18_fpn(embedding_dim=4, channels=(8, 8, 8, 8), out_stages=(3,))
+    return apply_overrides(
+        replace(config, data=data, detector=detector),
+        [
+            f"loop.steps={steps}", f"loop.save_every={SAVE_EVERY}", "loop.log_every=1", "batches.det=2",
+            "batches.det_transform.short_sides=32", "detector.roi.fully_connected.widths=16",
+            "detector.roi.sampled_regions=8",
+        ],
+    )  # fmt: skip
+
+
+def _write_data(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(1, 7):
+        Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(root / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "height": 32, "width": 40})
+        annotations.append({"id": i, "image_id": i, "category_id": 1 + i % 2, "bbox": [4, 4, 20, 20], "iscrowd": 0})
+    categories = [{"id": 1, "name": "mug"}, {"id": 2, "name": "kite"}]
+    text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    (root / "boxes.json").write_text(text)
+    np.save(root / "bank.npy", rng.normal(size=(2, 4)).astype(np.float32))
+
+
+def _start(config: RunConfig, out: Path) -> ForkServerProcess:
+    # A fork server imports torch once for all of them.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ovbridge.train_run", "torch.utils.tensorboard"])
+    process = context.Process(target=train_run, args=(config, out))
+    process.start()
+    return process
+
+
+def _finish(config: RunConfig, out: Path) -> float:
+    began = time.monotonic()
+    process = _start(config, out)
+    process.join(300)
+    assert process.exitcode == 0
+    return time.monotonic() - began
+
+
+def _kill_often(root: Path, kills: int, steps: int) -> None:
+    _write_data(root)
+    config = _config(root, steps)
+    seconds = _finish(config, root / "straight")
+    rng = random.Random(0)
+    killed = 0
+    newest = 0
+    while killed < kills:
+        # Over several attempts the kills fall on start-up, steps and saves alike.
+        process = _start(config, root / "killed")
+        process.join(rng.uniform(0.05, 0.9) * seconds)
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            break
+        process.kill()
+        process.join()
+        killed += 1
+        log = root / "killed" / "log.jsonl"
+        done = max((line["step"] for line in read_log(log)), default=0) if log.exists() else 0
+        saved = [int(path.name.removeprefix("step_")) for path in complete_checkpoints(log.parent / "checkpoints")]
+        assert max(saved, default=0) >= max(newest, done - SAVE_EVERY)
+        newest = max(saved, default=0)
+        if newest == steps:
+            break
+    assert killed
+    _finish(config, root / "killed")
+    straight, disturbed = (root / name / "detector.safetensors" for name in ("straight", "killed"))
+    assert straight.read_bytes() == disturbed.read_bytes()
+    logs = [
+        [(line["step"], line["losses"]) for line in read_log(root / n / "log.jsonl")] for n in ("straight", "killed")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_a_few_kills_lose_nothing(tmp_path: Path) -> None:
+    _kill_often(tmp_path, kills=4, steps=12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_fifty_kills_lose_nothing(tmp_path: Path, seed: int) -> None:
+    random.seed(seed)
+    _kill_often(tmp_path, kills=10, steps=60)

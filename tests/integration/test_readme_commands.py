@@ -1,0 +1,82 @@
+"""Every command that the README, CONTRIBUTING or a `--help` shows can be typed as it stands."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ovbridge.cli import main
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+TEACHER_RECIPES = ("clip", "mavl")
+
+
+def _document_lines() -> list[tuple[str, str]]:
+    lines = []
+    for document in DOCUMENTS:
+        blocks = re.findall(r"^```\n(.*?)^```", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
+        lines += [(document, line) for block in blocks for line in block.splitlines()]
+    return lines
+
+
+def _commands() -> list[str]:
+    shown = [line for _, line in _document_lines()]
+    for verb in main.VERBS:
+        module = importlib.import_module(f"ovbridge.cli.{verb}")
+        shown += [
+            line.strip()
+            for name, text in vars(module).items()
+            if name.endswith("EXAMPLES") and isinstance(text, str)
+            for line in text.splitlines()
+        ]
+    found = [re.sub(r"^\.venv/bin/", "", line.strip()) for line in shown]
+    return sorted({line for line in found if line.startswith("ovbridge ")})
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command, comments=True)[1:]
+    if words[:1] == ["train"] and words[1:2] and words[1] in TEACHER_RECIPES:
+        pytest.skip("teachers parse their own words")
+    called = []
+
+    def instead_of_calling(function: object, *args: object, **kwargs: object) -> object:
+        called.append(function)
+        return lambda: None
+
+    monkeypatch.setattr("ovbridge.cli.arguments.functools.partial", instead_of_calling)
+    if "--help" in words:
+        with pytest.raises(SystemExit):
+            main.run(words)
+        return
+    assert main.run(words) == 0
+    assert len(called) == 1
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    shown = {line.split()[1] for _, line in _document_lines() if line.startswith("make ")}
+    assert {"demo", "test"} <= shown <= targets
+
+
+def test_ci_runs_the_linters_and_the_readme_test_command() -> None:
+    script = (ROOT / ".ci/run").read_text().splitlines()
+    assert {"make lint", "make test", "set -euo pipefail"} <= set(script)
+
+
+def test_readme_names_every_verb() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"| `{verb}` |" in readme for verb in main.VERBS)
+
+
+def test_lock_file_holds_no_address_but_hashes() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    assert not re.search(r"https?://|^--|file:|find-links", lock, flags=re.MULTILINE)
+    pins = re.findall(r"^([\w.-]+)==", lock, flags=re.MULTILINE)
+    assert len(pins) > 50
+    assert lock.count("--hash=sha256:") >= len(pins)

@@ -1,0 +1,127 @@
+"""The full-size detectors against the official implementation, step by step and end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ovbridge.detector import to_original_size
+from ovbridge.detector.boxes import decode_boxes, pairwise_iou
+from ovbridge.detector.checkpoint_map import MappedCheckpoint
+from ovbridge.detector.detector import TwoStageDetector
+from ovbridge.detector.pooling import batch_rois
+
+LEVELS = {"coco": ("res4",), "lvis": ("p2", "p3", "p4", "p5", "p6")}
+CASES = ["coco_base", "coco_wt", "lvis_wt"]
+
+
+class Golden:
+    """The figures of one image of one case."""
+
+    def __init__(self, goldens: Path, case: str, image: int) -> None:
+        self._arrays = np.load(goldens / f"{case}.npz")
+        self._prefix = f"img{image}/"
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        array: np.ndarray = self._arrays[self._prefix + key]
+        return array
+
+    def check(self, key: str, value: Tensor, *, atol: float = 1e-4, rtol: float = 1e-4) -> None:
+        np.testing.assert_allclose(value.numpy(), self[key], atol=atol, rtol=rtol, err_msg=key)
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.inference_mode()
+def test_fixed_boxes_and_proposals(
+    goldens: Path,
+    golden_detector: Callable[[str], MappedCheckpoint],
+    golden_image: Callable[[str], Tensor],
+    case: str,
+) -> None:
+    model = golden_detector(case).model
+    for image in (0, 1):
+        golden = Golden(goldens, case, image)
+        pixels = golden_image(f"img{image}_resized_*")
+        batch, _ = model.pixels([pixels])
+        assert tuple(batch.shape) == tuple(golden["input_shape"])
+        golden.check("input_slice", batch[0, :, 100:108, 100:108], atol=1e-5)
+        encoded = model.encode([pixels])
+        predictions = model.rpn(encoded.features)
+        for i, level in enumerate(LEVELS[case[:4]]):
+            golden.check(f"feat_{level}_slice", encoded.features[i][0, :24, 2:10, 3:11])
+            golden.check(f"feat_{level}_border", encoded.features[i][0, :24, :, -1])
+            golden.check(f"anchors_{level}_head", predictions.anchors[i][:20], atol=0, rtol=1e-7)
+            assert len(predictions.anchors[i]) == golden[f"anchors_{level}_n"]
+        limits = model.config.rpn
+        (proposals,) = model.rpn.select(
+            predictions, encoded.sizes, pre_nms=limits.pre_nms_test, post_nms=limits.post_nms_test
+        )
+        assert len(proposals.boxes_xyxy) == golden["n_proposals"]
+        golden.check("prop_boxes", proposals.boxes_xyxy[:100], atol=2e-2)
+        golden.check("prop_logits", proposals.logits[:100])
+        _check_fixed_boxes(model, golden, encoded.features)
+
+
+def _check_fixed_boxes(model: TwoStageDetector, golden: Golden, features: list[Tensor]) -> None:
+    head = model.roi_head
+    boxes = torch.from_numpy(golden["fixed_boxes"])
+    rois = batch_rois([boxes])
+    region = head.trunk(features, rois)
+    golden.check("fixed_region_feat", region)
+    golden.check("fixed_linear", head.projection.distilled(region))
+    golden.check("fixed_rkd_embed", head.distilled_unit_embeddings(region))
+    golden.check("fixed_logits", head.classifier.with_background(head.logits(region)))
+    deltas = head.box_regressor(region)
+    golden.check("fixed_deltas", deltas)
+    golden.check("fixed_decoded_boxes", decode_boxes(boxes, deltas, model.config.roi.box_weights), atol=2e-2)
+    if model.mask_head is not None:
+        golden.check("fixed_mask_probs", model.mask_head(features, rois).sigmoid()[:, None])
+
+
+@pytest.mark.parametrize(("case", "image"), [("coco_base", 0), ("coco_wt", 0), ("coco_wt", 1), ("lvis_wt", 0), ("lvis_wt", 1)])
+def test_final_detections(
+    goldens: Path,
+    golden_detector: Callable[[str], MappedCheckpoint],
+    golden_image: Callable[[str], Tensor],
+    case: str,
+    image: int,
+) -> None:
+    """Near-equal scores swap places between any two float computations, so detections are matched, not aligned."""
+    golden = Golden(goldens, case, image)
+    pixels = golden_image(f"img{image}_resized_*")
+    (raw,) = golden_detector(case).model.detect([pixels])
+    height, width = (int(n) for n in golden["final_image_hw"])
+    found = to_original_size(raw, (pixels.shape[1], pixels.shape[2]), (height, width))
+    boxes, scores = torch.from_numpy(golden["final_boxes"]), torch.from_numpy(golden["final_scores"])
+    classes = torch.from_numpy(golden["final_classes"].astype(np.int64))
+    assert len(found.scores) == len(scores)
+    same = (
+        (pairwise_iou(boxes, found.boxes_xyxy) > 0.99)
+        & ((scores[:, None] - found.scores).abs() < 1e-4)
+        & (classes[:, None] == found.class_ids)
+    )
+    matched = same.any(dim=1)
+    # Degenerate boxes of an untrained network have no overlap even with themselves at one pixel's width.
+    assert matched.float().mean() >= 0.98
+    if case == "lvis_wt":
+        assert found.masks is not None
+        _check_masks(goldens, image, golden, found.masks[same.int().argmax(dim=1)], matched)
+
+
+def _check_masks(goldens: Path, image: int, golden: Golden, masks: Tensor, matched: Tensor) -> None:
+    from pycocotools import mask as coco_mask
+
+    area = masks.flatten(1).sum(dim=1)
+    expected = torch.from_numpy(golden["final_mask_area"]).long()
+    assert ((area - expected).abs() <= 2 + 0.002 * expected)[matched].all()
+    records = json.loads((goldens / "lvis_wt_masks_rle.json").read_text())[f"img{image}"]
+    for i, record in enumerate(records):
+        truth = torch.from_numpy(coco_mask.decode(record).astype(bool))
+        if matched[i] and truth.any():
+            assert (masks[i] & truth).sum() / (masks[i] | truth).sum() > 0.98
