@@ -61,6 +61,8 @@ class RunConfig:
     """Classify over this many drawn classes a step (LVIS: 50); None uses all that have boxes."""
     init: str = ""
     """Checkpoint to start from; for a stage that starts from nothing, a file with a pretrained backbone, or empty."""
+    test_size: tuple[int, int] = (800, 1333)
+    """Short side and longest side in pixels at which the trained detector is to be used; kept in the checkpoint."""
     seed: int = 0
     """Fixes new weights, the order of the data, augmentation and sampling."""
 

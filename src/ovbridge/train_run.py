@@ -45,7 +45,7 @@ def train_run(config: RunConfig, out: Path, *, device: torch.device | None = Non
         init = Path(config.init) if config.init else None
         model = starting_detector(config.detector, config.stage, inputs.bank, init, seed=config.seed).to(device)
         if config.loop.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         parts = TrainingParts(
             model=model,
             optimizer=build_optimizer(model, config.optim),
@@ -119,7 +119,12 @@ def _metadata(config: RunConfig, inputs: TrainingInputs) -> DetectorMetadata:
         bank_digest=inputs.bank.digest(),
         recipe=config.recipe,
         versions={"ovbridge": __version__},
-        extra={"seed": config.seed, "steps": config.loop.steps, "teachers": inputs.origins()},
+        extra={
+            "test_size": list(config.test_size),
+            "seed": config.seed,
+            "steps": config.loop.steps,
+            "teachers": inputs.origins(),
+        },
     )
 
 

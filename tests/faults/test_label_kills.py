@@ -68,7 +68,7 @@ def kill_and_finish(store: Path, *, images: int, kills: int, seconds: float, see
         assert set(after.values()) <= {1}
         interrupted_work += 0 < len(after) < images
         before = after
-    assert interrupted_work, "no kill hit a run at work"
+    assert interrupted_work >= kills / 2, "most kills did not hit a run at work"
     process = start(store, images, 0.0)
     process.join(300)
     assert process.exitcode == 0
@@ -107,8 +107,8 @@ def test_a_handful_of_kills(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_a_hundred_kills_over_ten_thousand_images(tmp_path: Path) -> None:
-    small = kill_and_finish(tmp_path / "small", images=200, kills=1, seconds=0.1)
-    large = kill_and_finish(tmp_path / "store", images=10_000, kills=100, seconds=0.01)
+    small = kill_and_finish(tmp_path / "small", images=200, kills=0, seconds=0.0)
+    large = kill_and_finish(tmp_path / "store", images=10_000, kills=100, seconds=0.05)
     check_complete(tmp_path / "store", 10_000)
     assert large - small < 200, f"resident memory grew from {small} to {large} MB"
 

@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from ovbridge.cli import doctor, main
+from ovbridge.detector.architectures import world_r18_fpn
+from ovbridge.detector.build import build_detector
+from ovbridge.detector.checkpoint_file import DetectorMetadata, save_detector
 from ovbridge.errors import ConfigError, OVBridgeError
 
 TRUTH = {
@@ -45,9 +49,8 @@ def test_prepare_coco_ovd(data, tmp_path, capsys):
     counts = _json_of(capsys, "prepare", "coco-ovd", "--annotations", data / "annotations", "--out", tmp_path / "ovd")
     assert counts["train"]["images"] == 1
     assert counts["train"]["annotations"] == 1
-    assert (
-        main.run(["prepare", "coco-ovd", "--annotations", str(data / "annotations"), "--out", str(tmp_path / "o")]) == 0
-    )
+    words = ["prepare", "coco-ovd", "--annotations", str(data / "annotations"), "--out", str(tmp_path / "again")]
+    assert main.run(words) == 0
     assert "train: 1 images with 1 boxes" in capsys.readouterr().out
     assert "does not exist" in _error_of(
         capsys, "prepare", "coco-ovd", "--annotations", tmp_path, "--out", tmp_path / "x"
@@ -68,7 +71,7 @@ def test_evaluate_predictions(data, tmp_path, capsys):
     found.write_text(json.dumps([{"image_id": 4, "category_id": 9, "bbox": [5, 5, 10, 10], "score": 0.4}]))
     words = ["evaluate", "--predictions", found, "--annotations", truth, "--protocol", "ov-coco"]
     record = _json_of(capsys, *words, "--out", tmp_path / "results.json")
-    assert record["ap50"] == {"base": 0.0, "novel": 100.0, "all": 50.0}
+    assert record["ap50"] == pytest.approx({"base": 0.0, "novel": 100.0, "all": 50.0})
     assert {"protocol", "dataset", "ap", "per_class", "images", "checkpoint", "stage", "seed", "seconds"} <= set(record)
     assert json.loads((tmp_path / "results.json").read_text()) == record
     assert main.run(list(map(str, words))) == 0
@@ -82,6 +85,45 @@ def test_evaluate_needs_one_source_of_detections(data, capsys):
     assert "either --predictions" in _error_of(capsys, "evaluate", "--annotations", truth)
     assert "needs --images" in _error_of(capsys, "evaluate", "--annotations", truth, "--checkpoint", "x.safetensors")
     assert "protocol" in _error_of(capsys, "evaluate", "--annotations", truth, "--protocol", "voc")
+
+
+def _checkpoint(path, names):
+    """An untrained detector with a text embedding a name, the same one wherever the name stands."""
+    rows = {"mug": [1.0, 0.0, 0.0, 0.2], "kite": [-1.0, 0.1, 0.0, -0.2]}  # opposite: one scores high
+    model = build_detector(world_r18_fpn(embedding_dim=4), torch.tensor([rows[name] for name in names]))
+    vocabulary = tuple({"name": n, "role": "base", "category_id": k + 1} for k, n in enumerate(names))
+    metadata = DetectorMetadata(
+        stage="base", vocabulary=vocabulary, text_encoder="none", extra={"seed": 5, "test_size": [60, 80]}
+    )
+    save_detector(path, model, metadata)
+    return path
+
+
+def test_evaluate_checkpoint_matches_classes_by_name(data, tmp_path, capsys):
+    truth = data / "annotations" / "instances_train2017.json"
+    found = {}
+    for names in (("mug", "kite"), ("kite", "mug")):
+        checkpoint = _checkpoint(tmp_path / f"{names[0]}.safetensors", names)
+        words = ["evaluate", "--checkpoint", checkpoint, "--images", data / "train2017", "--annotations", truth]
+        detections = tmp_path / f"{names[0]}.json"
+        record = _json_of(capsys, *words, "--device", "cpu", "--save-predictions", detections)
+        assert (record["stage"], record["seed"], record["checkpoint"]) == ("base", 5, str(checkpoint))
+        found[names[0]] = sorted(json.loads(detections.read_text()), key=lambda d: (-d["score"], d["category_id"]))
+    assert found["mug"], "an untrained detector should still score some boxes above 0.05"
+    assert {d["category_id"] for d in found["mug"]} <= {3, 9}
+    for left, right in zip(found["mug"], found["kite"], strict=True):
+        assert left["category_id"] == right["category_id"]
+        assert left["score"] == pytest.approx(right["score"], abs=1e-5)
+
+
+def test_evaluate_names_a_missing_image_and_writes_nothing(data, tmp_path, capsys):
+    (data / "train2017" / "a.jpg").unlink()
+    checkpoint = _checkpoint(tmp_path / "mug.safetensors", ("mug", "kite"))
+    truth = data / "annotations" / "instances_train2017.json"
+    out = tmp_path / "results.json"
+    words = ["evaluate", "--checkpoint", checkpoint, "--images", data / "train2017", "--annotations", truth]
+    assert "a.jpg does not exist" in _error_of(capsys, *words, "--device", "cpu", "--out", out)
+    assert not out.exists()
 
 
 def _doctor(capsys, *words):

@@ -84,7 +84,9 @@ def _check_fixed_boxes(model: TwoStageDetector, golden: Golden, features: list[T
         golden.check("fixed_mask_probs", model.mask_head(features, rois).sigmoid()[:, None])
 
 
-@pytest.mark.parametrize(("case", "image"), [("coco_base", 0), ("coco_wt", 0), ("coco_wt", 1), ("lvis_wt", 0), ("lvis_wt", 1)])
+@pytest.mark.parametrize(
+    ("case", "image"), [("coco_base", 0), ("coco_wt", 0), ("coco_wt", 1), ("lvis_wt", 0), ("lvis_wt", 1)]
+)
 def test_final_detections(
     goldens: Path,
     golden_detector: Callable[[str], MappedCheckpoint],

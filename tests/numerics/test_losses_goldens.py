@@ -165,6 +165,4 @@ def test_classifier(
         np.testing.assert_allclose(got, part, rtol=1e-3, atol=1e-4 * np.abs(part).max())
     with torch.no_grad():
         classifier.set_text_bank(torch.from_numpy(golden[key + "other_vocab"]))
-        np.testing.assert_allclose(
-            classifier(projection(x)), golden[key + "other_vocab_logits"], rtol=1e-4, atol=1e-4
-        )
+        np.testing.assert_allclose(classifier(projection(x)), golden[key + "other_vocab_logits"], rtol=1e-4, atol=1e-4)

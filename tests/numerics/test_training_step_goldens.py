@@ -60,9 +60,7 @@ def trained_columns(frequency_weights: Callable[[str], Tensor]) -> Tensor:
     return frequency_weights("coco") > 0
 
 
-def _image(
-    step: dict[str, np.ndarray], read: Callable[[str], Tensor], kind: str, number: int
-) -> TrainingImage:
+def _image(step: dict[str, np.ndarray], read: Callable[[str], Tensor], kind: str, number: int) -> TrainingImage:
     key = f"{kind}/img{number}/"
     tensor = {k.removeprefix(key): torch.from_numpy(v) for k, v in step.items() if k.startswith(key)}
     regions = RegionTargets(
@@ -154,9 +152,7 @@ def test_box_step(
         assert same[ours.class_ids < 80].all()
 
 
-def test_sampled_anchors(
-    model: TwoStageDetector, step: dict[str, np.ndarray]
-) -> None:
+def test_sampled_anchors(model: TwoStageDetector, step: dict[str, np.ndarray]) -> None:
     """Labels depend on the anchors and the true boxes alone."""
     cell = cell_anchors(model.config.rpn.anchor_sizes[0], model.config.rpn.aspect_ratios)
     # 480x640 and 500x375 pictures in one batch of 500x640.

@@ -18,7 +18,12 @@ from ovbridge.errors import ConfigError
 
 
 def call(function: Callable[..., None], argv: Sequence[str], *, verb: str, examples: str = "") -> None:
-    """Parse `argv` by the signature of `function` and call it.
+    """Parse `argv` by the signature of `function` and call it; raises ConfigError as `bind` does."""
+    bind(function, argv, verb=verb, examples=examples)()
+
+
+def bind(function: Callable[..., None], argv: Sequence[str], *, verb: str, examples: str = "") -> Callable[[], None]:
+    """`function` with the arguments that `argv` gives it, ready to be called.
 
     Args:
         function: its parameters become options, its Google-style docstring their help.
@@ -32,7 +37,7 @@ def call(function: Callable[..., None], argv: Sequence[str], *, verb: str, examp
     import tyro
 
     @functools.wraps(function)
-    def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
+    def later(*args: Any, **kwargs: Any) -> Callable[[], None]:
         return functools.partial(function, *args, **kwargs)
 
     summary = (function.__doc__ or "").split("\n\n")[0].strip()
@@ -41,8 +46,8 @@ def call(function: Callable[..., None], argv: Sequence[str], *, verb: str, examp
     try:
         # Only parsing is captured: the function itself runs after it, with its own standard error.
         with redirect_stderr(complaint):
-            bound = tyro.cli(
-                bind,
+            return tyro.cli(
+                later,
                 prog=f"ovbridge {verb}",
                 description=description,
                 args=list(argv),
@@ -52,7 +57,6 @@ def call(function: Callable[..., None], argv: Sequence[str], *, verb: str, examp
         if not stop.code:
             raise
         raise ConfigError(f"{_first_complaint(complaint.getvalue())}; see 'ovbridge {verb} --help'") from None
-    bound()
 
 
 def pick(argv: Sequence[str], prog: str, choices: Mapping[str, str], *, epilog: str = "") -> str:

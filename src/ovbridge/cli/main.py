@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as stop:
-        print(f"interrupted: {stop or 'the same command goes on from here'}", file=sys.stderr)
+        print(f"interrupted: {str(stop) or 'the same command goes on from here'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) left; point stdout elsewhere so that the flush at exit does not complain.

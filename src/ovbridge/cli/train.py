@@ -23,8 +23,12 @@ ovbridge train clip --help
 ovbridge train mavl --help
 """
 
-TEACHERS = {"clip": "ovbridge.teachers.train_clip", "mavl": "ovbridge.teachers.mavl.train"}
-"""Recipes with arguments of their own: the built-in teachers."""
+TEACHERS = {
+    "clip": "ovbridge.teachers.train_clip",
+    "mavl": "ovbridge.teachers.mavl.train",
+    "backbone": "ovbridge.training.pretrain",
+}
+"""Recipes with arguments of their own: what the built-in world starts from."""
 
 
 def run(argv: Sequence[str]) -> None:

@@ -211,7 +211,7 @@ def _proposals(
         pixels = read_image(folder.val_images / image.file_name)
         found["RPN of the base stage"].append(base.propose(pixels, kept.top_k).boxes_xyxy)
         answers = teachers.proposer.propose([pixels], [CLASS_AGNOSTIC_QUERIES])[0]
-        found[PROPOSER_TITLE].append(class_agnostic(answers, *pixels.shape[:2], kept).boxes_xyxy)
+        found[PROPOSER_TITLE].append(class_agnostic(answers, image.height, image.width, kept).boxes_xyxy)
     truth_roles = [[roles[dataset.vocabulary.names[c]] for c in image.class_ids.tolist()] for image in images]
     truth = {
         role: [

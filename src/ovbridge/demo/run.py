@@ -174,7 +174,7 @@ def stage_config(folder: DemoFolder, settings: DemoSettings, stage: str) -> RunC
         replace(
             recipe,
             data=replace(recipe.data, root=str(folder.world), store=str(folder.store)),
-            init=str(folder.checkpoint(start)) if start in STAGES else "",
+            init=str(folder.checkpoint(start)) if start in STAGES else recipe.init,
             seed=settings.seed,
         ),
         settings.overrides,

@@ -11,7 +11,11 @@ from torch import Tensor
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
     """[A, 4] xyxy in pixels around the origin, size-major: each size (square root of the area) with every ratio
     (height / width)."""
-    shapes = [((size * size / ratio) ** 0.5, ratio * (size * size / ratio) ** 0.5) for size in sizes for ratio in aspect_ratios]
+    shapes = [
+        ((size * size / ratio) ** 0.5, ratio * (size * size / ratio) ** 0.5)
+        for size in sizes
+        for ratio in aspect_ratios
+    ]
     return torch.tensor([[-w / 2, -h / 2, w / 2, h / 2] for w, h in shapes])
 
 

@@ -41,9 +41,7 @@ def coco_r50_c4(*, transfer: bool = False) -> DetectorConfig:
             post_nms_test=1000,
         ),
         roi=RoiConfig(stage5=Stage5TrunkConfig()),
-        projection=ProjectionConfig(
-            embedding_dim=CLIP_VIT_B32_DIM, transfer=TransferConfig() if transfer else None
-        ),
+        projection=ProjectionConfig(embedding_dim=CLIP_VIT_B32_DIM, transfer=TransferConfig() if transfer else None),
     )
 
 
@@ -55,9 +53,7 @@ def lvis_r50_fpn(*, transfer: bool = False) -> DetectorConfig:
         backbone=BackboneConfig(pyramid=PyramidConfig()),
         rpn=RpnConfig(anchor_sizes=((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))),
         roi=RoiConfig(fully_connected=FullyConnectedTrunkConfig()),
-        projection=ProjectionConfig(
-            embedding_dim=CLIP_VIT_B32_DIM, transfer=TransferConfig() if transfer else None
-        ),
+        projection=ProjectionConfig(embedding_dim=CLIP_VIT_B32_DIM, transfer=TransferConfig() if transfer else None),
         classifier=ClassifierConfig(bias=-4.6),
         mask=MaskConfig(),
         postprocess=PostprocessConfig(score_threshold=1e-4, max_detections=300),
@@ -73,7 +69,7 @@ def world_r18_fpn(
 ) -> DetectorConfig:
     """A ResNet-18 of half the usual width with a narrow pyramid (strides 8, 16, 32 by default): trains on a CPU
     in minutes. Trainable batch norm, nothing frozen, no pretrained weights."""
-    sizes = tuple((4.0 * 2**stage,) for stage in out_stages)
+    sizes = tuple((2.5 * 2**stage,) for stage in out_stages)
     return DetectorConfig(
         name="world_r18_fpn",
         pixels=PixelConfig(mean=(123.675, 116.280, 103.530), std=(58.395, 57.12, 57.375), size_divisibility=32),
@@ -99,7 +95,7 @@ def world_r18_fpn(
         roi=RoiConfig(
             fully_connected=FullyConnectedTrunkConfig(widths=(256, 256)),
             canonical_size=112.0,
-            sampled_regions=64,
+            sampled_regions=32,
         ),
         projection=ProjectionConfig(
             embedding_dim=embedding_dim,

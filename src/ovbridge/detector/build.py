@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +18,6 @@ from ovbridge.detector.pooling import RegionPooler
 from ovbridge.detector.projection import LinearProjection, WeightTransferProjection, build_projection
 from ovbridge.detector.roi_head import BoxRegressor, FullyConnectedTrunk, RoIHead, Stage5Trunk
 from ovbridge.detector.rpn import RegionProposalNetwork
-from dataclasses import replace
 
 
 def build_detector(config: DetectorConfig, text_embeddings_KD: Tensor, *, seed: int = 0) -> TwoStageDetector:
@@ -37,6 +39,14 @@ def empty_detector(config: DetectorConfig, num_classes: int) -> TwoStageDetector
     """A detector whose parameters have shapes but no values yet (device "meta"), to be loaded with `assign=True`."""
     with torch.device("meta"):
         return _assemble(config, torch.empty(num_classes, config.projection.embedding_dim))
+
+
+def load_values(model: TwoStageDetector, tensors: Mapping[str, Tensor]) -> None:
+    """Give every tensor of an `empty_detector` its value; names and shapes must be exactly the model's."""
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.load_state_dict(tensors, assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable[name])
 
 
 def _assemble(config: DetectorConfig, text_KD: Tensor) -> TwoStageDetector:
@@ -125,9 +135,7 @@ def to_weight_transfer(
     linear_projection = model.roi_head.projection
     if not isinstance(linear_projection, LinearProjection):
         raise ValueError("the projection of this detector is transferred already")
-    config = replace(
-        model.config, projection=replace(model.config.projection, transfer=transfer or TransferConfig())
-    )
+    config = replace(model.config, projection=replace(model.config.projection, transfer=transfer or TransferConfig()))
     linear = linear_projection.linear
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

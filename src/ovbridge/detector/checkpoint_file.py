@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ovbridge.detector.build import empty_detector
+from ovbridge.detector.build import empty_detector, load_values
 from ovbridge.detector.config import DetectorConfig
 from ovbridge.detector.detector import TwoStageDetector
 from ovbridge.errors import CheckpointError
@@ -118,7 +118,6 @@ def load_detector(path: Path) -> tuple[TwoStageDetector, DetectorMetadata]:
     if bank is None or len(bank) != len(metadata.vocabulary):
         raise CheckpointError(f"{path}: text bank and class names do not fit: write the checkpoint again")
     model = empty_detector(config, len(bank))
-    frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
@@ -127,10 +126,18 @@ def load_detector(path: Path) -> tuple[TwoStageDetector, DetectorMetadata]:
     unknown = sorted(set(tensors) - set(expected))
     if unknown:
         raise CheckpointError(f"{path}: unknown tensor {unknown[0]!r}: the file was written by another version")
-    model.load_state_dict(tensors, assign=True)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(frozen[name])
+    load_values(model, tensors)
     return model.eval(), metadata
+
+
+def refuse_foreign_target(path: Path) -> None:
+    """Raise CheckpointError if writing `path` would replace anything but a detector of ours."""
+    if not path.exists():
+        return
+    try:
+        read_metadata(path)
+    except CheckpointError:
+        raise CheckpointError(f"{path} exists and is no detector of ours: choose another name or remove it") from None
 
 
 def _open(path: Path) -> Any:
@@ -140,5 +147,5 @@ def _open(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is not a complete safetensors file ({error}): copy it again, or convert a .pth with 'ovbridge convert'"
+            f"{path} is no complete safetensors file ({error}): copy it again, or use 'ovbridge convert' on a .pth"
         ) from None

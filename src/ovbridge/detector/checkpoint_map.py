@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ovbridge.detector.architectures import coco_r50_c4, lvis_r50_fpn
-from ovbridge.detector.build import empty_detector
+from ovbridge.detector.build import empty_detector, load_values
 from ovbridge.detector.config import DetectorConfig, TransferConfig
 from ovbridge.detector.detector import TwoStageDetector
 from ovbridge.errors import CheckpointError
@@ -28,50 +29,52 @@ FREQUENCY = _PREDICTOR + "freq_weight"
 """[K] sqrt of the training images a class has; zero where it has no training boxes."""
 
 _RULES: tuple[tuple[str, str], ...] = (
-    (r"backbone\.bottom_up\.stem\.conv1\.", "backbone.body.stem."),
-    (r"backbone\.bottom_up\.res(\d)\.", r"backbone.body.stages.\1."),
-    (r"backbone\.stem\.conv1\.", "backbone.stem."),
-    (r"backbone\.res(\d)\.", r"backbone.stages.\1."),
-    (r"proposal_generator\.rpn_head\.conv\.", "rpn.conv."),
-    (r"proposal_generator\.rpn_head\.objectness_logits\.", "rpn.objectness."),
-    (r"proposal_generator\.rpn_head\.anchor_deltas\.", "rpn.deltas."),
-    (r"roi_heads\.res5\.", "roi_head.trunk.stage5."),
-    (r"roi_heads\.box_predictor\.cls_score\.linear\.", "roi_head.projection.linear."),
-    (r"roi_heads\.box_predictor\.cls_score\.fc1\.", "roi_head.projection.transfer1."),
-    (r"roi_heads\.box_predictor\.cls_score\.fc2\.", "roi_head.projection.transfer2."),
-    (r"roi_heads\.box_predictor\.cls_score\.fc3\.", "roi_head.projection.residual1."),
-    (r"roi_heads\.box_predictor\.cls_score\.fc4\.", "roi_head.projection.residual2."),
-    (r"roi_heads\.box_predictor\.cls_score\.cls_bias$", "roi_head.classifier.bias"),
-    (r"roi_heads\.box_predictor\.bbox_pred\.0\.", "roi_head.box_regressor.fc1."),
-    (r"roi_heads\.box_predictor\.bbox_pred\.2\.", "roi_head.box_regressor.fc2."),
-    (r"roi_heads\.mask_head\.deconv\.", "mask_head.upsample."),
-    (r"roi_heads\.mask_head\.predictor\.", "mask_head.predictor."),
+    (r"^rpn\.conv\.", "proposal_generator.rpn_head.conv."),
+    (r"^rpn\.objectness\.", "proposal_generator.rpn_head.objectness_logits."),
+    (r"^rpn\.deltas\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (r"^roi_head\.trunk\.stage5\.", "roi_heads.res5."),
+    (r"^roi_head\.projection\.linear\.", _PREDICTOR + "cls_score.linear."),
+    (r"^roi_head\.projection\.transfer([12])\.", _PREDICTOR + r"cls_score.fc\1."),
+    (r"^roi_head\.projection\.residual1\.", _PREDICTOR + "cls_score.fc3."),
+    (r"^roi_head\.projection\.residual2\.", _PREDICTOR + "cls_score.fc4."),
+    (r"^roi_head\.classifier\.bias$", _PREDICTOR + "cls_score.cls_bias"),
+    (r"^roi_head\.classifier\.text_KD$", TEXT),
+    (r"^roi_head\.box_regressor\.fc1\.", _PREDICTOR + "bbox_pred.0."),
+    (r"^roi_head\.box_regressor\.fc2\.", _PREDICTOR + "bbox_pred.2."),
+    (r"^mask_head\.upsample\.", "roi_heads.mask_head.deconv."),
+    (r"^mask_head\.predictor\.", "roi_heads.mask_head.predictor."),
+    (r"^backbone\.(?:body\.)?stem\.", "{body}stem.conv1."),
+    (r"^backbone\.(?:body\.)?stages\.(\d)\.", r"{body}res\1."),
 )
-_NUMBERED: tuple[tuple[str, str, int], ...] = (
-    (r"backbone\.fpn_lateral(\d)\.", "backbone.lateral.{}.", 2),
-    (r"backbone\.fpn_output(\d)\.", "backbone.output.{}.", 2),
-    (r"roi_heads\.box_head\.fc(\d)\.", "roi_head.trunk.layers.{}.", 1),
-    (r"roi_heads\.mask_head\.mask_fcn(\d)\.", "mask_head.convs.{}.", 1),
-)
-"""(pattern, ours, the number that official names start to count from)"""
+"""(pattern of our name, official name)"""
 
-_DERIVED: tuple[tuple[str, str], ...] = (
+_NUMBERED: tuple[tuple[str, str, int], ...] = (
+    (r"^backbone\.lateral\.(\d)\.", "backbone.fpn_lateral{}.", 2),
+    (r"^backbone\.output\.(\d)\.", "backbone.fpn_output{}.", 2),
+    (r"^roi_head\.trunk\.layers\.(\d)\.", "roi_heads.box_head.fc{}.", 1),
+    (r"^mask_head\.convs\.(\d)\.", "roi_heads.mask_head.mask_fcn{}.", 1),
+)
+"""(pattern of our name, official name, the number that official names start to count from)"""
+
+_NOT_NEEDED: tuple[tuple[str, str], ...] = (
+    (r"freq_weight$", "class frequencies of the training set: needed for training only, told in the roles"),
     (r"^pixel_(mean|std)$", "pixel normalisation: part of the architecture here"),
     (r"anchor_generator\.cell_anchors\.", "anchors: computed from the architecture here"),
     (r"num_batches_tracked$", "counter of a frozen norm: not used"),
 )
 
 
-def our_name(official: str) -> str | None:
-    """Our name for an official tensor that is taken over as it is, else None."""
-    for pattern, ours in _RULES:
-        if re.match(pattern, official):
-            return re.sub(pattern, ours, official, count=1)
-    for pattern, ours, first in _NUMBERED:
-        found = re.match(pattern, official)
+def official_name(ours: str, config: DetectorConfig) -> str:
+    """The official name of one of our tensors in a detector of this architecture; unchanged where there is none."""
+    for pattern, official in _RULES:
+        if re.match(pattern, ours):
+            body = "backbone.bottom_up." if config.backbone.pyramid else "backbone."
+            return re.sub(pattern, official.replace("{body}", body), ours, count=1)
+    for pattern, official, first in _NUMBERED:
+        found = re.match(pattern, ours)
         if found:
-            return ours.format(int(found[1]) - first) + official[found.end() :]
-    return None
+            return official.format(int(found[1]) + first) + ours[found.end() :]
+    return ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,11 @@ class MappedCheckpoint:
     reported: dict[str, str]
     """Official name → why it is not part of the model."""
 
+    @property
+    def stage(self) -> str:
+        """What the tensors tell of the stage: the linear stages (base, RKD, PIS) have the same ones."""
+        return "rkd_pis_wt" if self.model.config.projection.transfer else "linear"
+
 
 def map_official(tensors: Mapping[str, Tensor]) -> MappedCheckpoint:
     """Recognise a released detector by its tensors and build ours from them.
@@ -94,51 +102,35 @@ def map_official(tensors: Mapping[str, Tensor]) -> MappedCheckpoint:
     Raises CheckpointError where the file is another model's, or a tensor is absent or of the wrong shape.
     """
     config = _recognise(tensors)
-    text_DC = tensors[TEXT].float()
-    ours: dict[str, Tensor] = {"roi_head.classifier.text_KD": text_DC[:, :-1].T.contiguous()}
-    used, reported = [TEXT], {}
-    for name, value in tensors.items():
-        target = our_name(name)
-        if target is not None:
-            ours[target] = value.detach().float()
-            used.append(name)
-        elif name == FREQUENCY:
-            reported[name] = "class frequencies of the training set: used for training only, told in the roles"
-        elif name != TEXT:
-            reported[name] = next((why for pattern, why in _DERIVED if re.search(pattern, name)), "unknown: not used")
-    model = _load(config, ours, reported, num_classes=text_DC.shape[1] - 1)
+    model = empty_detector(config, tensors[TEXT].shape[1] - 1)
+    used: dict[str, str] = {name: official_name(name, config) for name in model.state_dict()}
+    ours = {name: _fitting(tensors, used[name], value, config.name) for name, value in model.state_dict().items()}
+    load_values(model, ours)
     frequency = tensors.get(FREQUENCY)
     return MappedCheckpoint(
-        model=model,
+        model=model.eval(),
         has_training_boxes=() if frequency is None else tuple((frequency > 0).tolist()),
-        used=tuple(name for name in used if name not in reported),
-        reported=reported,
+        used=tuple(used.values()),
+        reported={
+            name: next((why for pattern, why in _NOT_NEEDED if re.search(pattern, name)), "unknown: not used")
+            for name in tensors
+            if name not in used.values()
+        },
     )
 
 
-def _load(
-    config: DetectorConfig, ours: dict[str, Tensor], reported: dict[str, str], *, num_classes: int
-) -> TwoStageDetector:
-    model = empty_detector(config, num_classes)
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted(set(ours) - set(expected)):
-        reported[official_name(name, config)] = "no such part in this detector: not used"
-        del ours[name]
-    for name, shape in expected.items():
-        if name not in ours:
-            raise CheckpointError(
-                f"{config.name}: the file lacks {official_name(name, config)}: it is truncated or of another model"
-            )
-        if tuple(ours[name].shape) != shape:
-            raise CheckpointError(
-                f"{config.name}: {official_name(name, config)} is {tuple(ours[name].shape)} instead of {shape}: "
-                "the file is of another model"
-            )
-    model.load_state_dict(ours, assign=True)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable[name])
-    return model.eval()
+def _fitting(tensors: Mapping[str, Tensor], name: str, expected: Tensor, architecture: str) -> Tensor:
+    if name not in tensors:
+        raise CheckpointError(f"{architecture}: the file lacks {name}: it is truncated or of another model")
+    value = tensors[name].detach().float()
+    if name == TEXT:
+        value = value[:, :-1].T.contiguous()
+    if value.shape != expected.shape:
+        raise CheckpointError(
+            f"{architecture}: {name} is {tuple(value.shape)} instead of {tuple(expected.shape)}: "
+            "the file is of another model"
+        )
+    return value
 
 
 def _recognise(tensors: Mapping[str, Tensor]) -> DetectorConfig:
@@ -166,43 +158,6 @@ def _recognise(tensors: Mapping[str, Tensor]) -> DetectorConfig:
     )
 
 
-def official_name(ours: str, config: DetectorConfig) -> str:
-    """The official name of one of our tensors; our own name where there is none."""
-    body = "backbone.bottom_up." if config.backbone.pyramid else "backbone."
-    back: tuple[tuple[str, str], ...] = (
-        (r"^backbone\.(body\.)?stem\.", body + "stem.conv1."),
-        (r"^backbone\.(body\.)?stages\.(\d)\.", body + r"res\2."),
-        (r"^rpn\.conv\.", "proposal_generator.rpn_head.conv."),
-        (r"^rpn\.objectness\.", "proposal_generator.rpn_head.objectness_logits."),
-        (r"^rpn\.deltas\.", "proposal_generator.rpn_head.anchor_deltas."),
-        (r"^roi_head\.trunk\.stage5\.", "roi_heads.res5."),
-        (r"^roi_head\.projection\.linear\.", _PREDICTOR + "cls_score.linear."),
-        (r"^roi_head\.projection\.transfer([12])\.", _PREDICTOR + r"cls_score.fc\1."),
-        (r"^roi_head\.projection\.residual1\.", _PREDICTOR + "cls_score.fc3."),
-        (r"^roi_head\.projection\.residual2\.", _PREDICTOR + "cls_score.fc4."),
-        (r"^roi_head\.classifier\.bias$", _PREDICTOR + "cls_score.cls_bias"),
-        (r"^roi_head\.classifier\.text_KD$", TEXT),
-        (r"^roi_head\.box_regressor\.fc1\.", _PREDICTOR + "bbox_pred.0."),
-        (r"^roi_head\.box_regressor\.fc2\.", _PREDICTOR + "bbox_pred.2."),
-        (r"^mask_head\.upsample\.", "roi_heads.mask_head.deconv."),
-        (r"^mask_head\.predictor\.", "roi_heads.mask_head.predictor."),
-    )
-    for pattern, official in back:
-        if re.match(pattern, ours):
-            return re.sub(pattern, official, ours, count=1)
-    numbered: tuple[tuple[str, str, int], ...] = (
-        (r"^backbone\.lateral\.(\d)\.", "backbone.fpn_lateral{}.", 2),
-        (r"^backbone\.output\.(\d)\.", "backbone.fpn_output{}.", 2),
-        (r"^roi_head\.trunk\.layers\.(\d)\.", "roi_heads.box_head.fc{}.", 1),
-        (r"^mask_head\.convs\.(\d)\.", "roi_heads.mask_head.mask_fcn{}.", 1),
-    )
-    for pattern, official, first in numbered:
-        found = re.match(pattern, ours)
-        if found:
-            return official.format(int(found[1]) + first) + ours[found.end() :]
-    return ours
-
-
 def read_official(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.pth`; objects other than tensors and plain containers are refused, never executed.
 
@@ -211,7 +166,10 @@ def read_official(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give an official .pth")
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with warnings.catch_warnings():
+            # Of foreign pickles torch says that it might not read them; the error below says it better.
+            warnings.simplefilter("ignore")
+            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         reason = _refused_global(str(error))
         raise CheckpointError(f"{path} {reason}: nothing in it was executed; get the file from its authors") from None

@@ -17,7 +17,7 @@ class CosineClassifier(nn.Module):
     image-level loss asks for it.
     """
 
-    text_KD: Tensor
+    text_KD: Tensor  # noqa: N815 - dense-maths suffix
 
     def __init__(self, text_KD: Tensor, *, scale: float, bias: float | None) -> None:
         super().__init__()

@@ -97,7 +97,7 @@ class TwoStageDetector(nn.Module):
         encoded = self.encode(images)
         rois = batch_rois([boxes.to(self.device, torch.float32) for boxes in boxes_per_image])
         embeddings = self.roi_head.unit_embeddings(self.roi_head.in_chunks(encoded.features, rois))
-        return list(embeddings.split([len(boxes) for boxes in boxes_per_image]))
+        return list(torch.split(embeddings, [len(boxes) for boxes in boxes_per_image]))
 
     @torch.inference_mode()
     def detect(
@@ -117,21 +117,34 @@ class TwoStageDetector(nn.Module):
         rois = batch_rois(proposals)
         region_RF = self.roi_head.in_chunks(encoded.features, rois)
         boxes_R4 = decode_boxes(rois[:, 1:], self.roi_head.box_regressor(region_RF), self.config.roi.box_weights)
+        query_RD = self.roi_head.classifier.query(self.roi_head.projection(region_RF))
+        # Class scores decide the order of detections: never in half precision.
+        with torch.autocast(self.device.type, enabled=False):
+            found = self._select(boxes_R4, query_RD, text_bank_KD, [len(boxes) for boxes in proposals], encoded, config)
+        return self._with_masks(encoded, found)
+
+    def _select(
+        self,
+        boxes_R4: Tensor,
+        query_RD: Tensor,
+        text_bank_KD: Tensor | None,
+        counts: list[int],
+        encoded: EncodedImages,
+        config: PostprocessConfig,
+    ) -> list[RawDetections]:
         classifier = self.roi_head.classifier
-        query_RD = classifier.query(self.roi_head.projection(region_RF))
         text_KD = classifier.text_KD
         if text_bank_KD is not None:
             text_KD = F.normalize(text_bank_KD.to(text_KD.device, torch.float32), dim=1)
-        counts = [len(boxes) for boxes in proposals]
-        found = [
-            select_detections(boxes, query, text_KD, classifier.bias, image_hw, config)[0]
-            for boxes, query, image_hw in zip(boxes_R4.split(counts), query_RD.split(counts), encoded.sizes, strict=True)
+        parts = zip(torch.split(boxes_R4, counts), torch.split(query_RD, counts), encoded.sizes, strict=True)
+        return [
+            select_detections(boxes, query, text_KD, classifier.bias, image_hw, config)
+            for boxes, query, image_hw in parts
         ]
-        return self._with_masks(encoded, found)
 
     def _with_masks(self, encoded: EncodedImages, found: list[RawDetections]) -> list[RawDetections]:
         if self.mask_head is None:
             return found
         probabilities = self.mask_head(encoded.features, batch_rois([d.boxes_xyxy for d in found])).sigmoid()
-        parts = probabilities.split([len(d.boxes_xyxy) for d in found])
+        parts = torch.split(probabilities, [len(d.boxes_xyxy) for d in found])
         return [replace(d, mask_probabilities=part) for d, part in zip(found, parts, strict=True)]

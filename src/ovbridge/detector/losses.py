@@ -114,4 +114,5 @@ def image_label_loss(logits_RC: Tensor, class_ids_R: Tensor, image_ids_R: Tensor
     target_RC = F.one_hot(class_ids_R, logits_RC.shape[1]).to(torch.float32)
     loss_R = F.binary_cross_entropy_with_logits(logits_RC.float(), target_RC, reduction="none").sum(dim=1)
     _, owner_R, labels_of_image = torch.unique(image_ids_R, return_inverse=True, return_counts=True)
-    return (loss_R / labels_of_image[owner_R]).sum() / len(labels_of_image)
+    total: Tensor = (loss_R / labels_of_image[owner_R]).sum()
+    return total / len(labels_of_image)

@@ -5,6 +5,7 @@ Legend: R regions, S side of the predicted mask.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import cast
 
@@ -24,7 +25,7 @@ class MaskHead(nn.Module):
         self.pooler = pooler
         widths = (inputs, *([channels] * convolutions))
         self.convs = nn.ModuleList(
-            nn.Conv2d(width, output, 3, padding=1) for width, output in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(width, output, 3, padding=1) for width, output in itertools.pairwise(widths)
         )
         self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
         self.predictor = nn.Conv2d(channels, 1, 1)

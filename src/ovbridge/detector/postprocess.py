@@ -88,8 +88,8 @@ def select_detections(
     bias: Tensor | None,
     image_hw: tuple[int, int],
     config: PostprocessConfig,
-) -> tuple[RawDetections, Tensor]:
-    """The detections of one image and the region [N] each came from.
+) -> RawDetections:
+    """The detections of one image.
 
     Exact: NMS per class looks at better candidates only, so the survivors among the best pairs are the best
     survivors; where they are too few, more pairs are taken.
@@ -104,10 +104,7 @@ def select_detections(
         if found.complete or len(kept) >= config.max_detections:
             break
         count *= 8
-    detections = RawDetections(
-        boxes_xyxy=boxes[kept], scores=found.scores[kept], class_ids=found.class_ids[kept]
-    )
-    return detections, found.regions[kept]
+    return RawDetections(boxes_xyxy=boxes[kept], scores=found.scores[kept], class_ids=found.class_ids[kept])
 
 
 def to_original_size(

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovbridge.detector.backbone import Norm, residual_stage
+from ovbridge.detector.backbone import BottleneckBlock, Norm, residual_stage
 from ovbridge.detector.classifier import CosineClassifier
 from ovbridge.detector.pooling import RegionPooler
 from ovbridge.detector.projection import Projection
+from ovbridge.detector.strided_pooling import pool_every_second_cell
 
 
 class Stage5Trunk(nn.Module):
@@ -30,11 +31,29 @@ class Stage5Trunk(nn.Module):
         self.stage5 = residual_stage(
             inputs, channels, depth, stride=2, block="bottleneck", norm=norm, stride_in_1x1=stride_in_1x1
         )
+        self.starts_on_the_map = norm == "frozen" and stride_in_1x1
 
     def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Maps [B, C, H, W] and regions [R, 5] → [R, F]."""
-        pooled: Tensor = self.stage5(self.pooler(features, rois))
-        return pooled.mean(dim=(2, 3))
+        first, *rest = self.stage5
+        x = self._first_block(cast(BottleneckBlock, first), features[0], rois)
+        for block in rest:
+            x = block(x)
+        return x.mean(dim=(2, 3))
+
+    def _first_block(self, block: BottleneckBlock, feature: Tensor, rois: Tensor) -> Tensor:
+        if not self.starts_on_the_map:
+            return cast(Tensor, block(self.pooler([feature], rois)))
+        assert block.shortcut is not None
+        inner_weight, inner_bias = block.conv1.folded()
+        skip_weight, skip_bias = block.shortcut.folded()
+        # Both strided 1x1 convolutions run on the map, before pooling. Their biases come after it, because a region
+        # reaching outside the image pools zeros there.
+        mixed = F.conv2d(feature, torch.cat([inner_weight, skip_weight]))
+        pooled = pool_every_second_cell(mixed, rois, self.pooler.strides[0], self.pooler.resolution)
+        inner, skip = torch.split(pooled, [len(inner_bias), len(skip_bias)], dim=1)
+        inner = F.relu(inner + inner_bias[:, None, None].to(inner.dtype))
+        return block.finish(inner, skip + skip_bias[:, None, None].to(skip.dtype))
 
 
 class FullyConnectedTrunk(nn.Module):
@@ -55,7 +74,7 @@ class FullyConnectedTrunk(nn.Module):
 
     def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Maps [B, C, H, W] and regions [R, 5] → [R, F]."""
-        x = self.pooler(features, rois).flatten(1)
+        x: Tensor = self.pooler(features, rois).flatten(1)
         for layer in self.layers:
             x = F.relu_(layer(x))
         return x
@@ -108,4 +127,4 @@ class RoIHead(nn.Module):
     @torch.no_grad()
     def in_chunks(self, features: Sequence[Tensor], rois: Tensor, chunk: int = 256) -> Tensor:
         """The trunk [R, F] with bounded memory, for use without gradient."""
-        return torch.cat([self.trunk(features, part) for part in rois.split(chunk)] or [self.trunk(features, rois)])
+        return torch.cat([self.trunk(features, part) for part in torch.split(rois, chunk)])

@@ -127,37 +127,49 @@ def _vectors(parts: Sequence[torch.Tensor], filled: np.ndarray, width: int, dtyp
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width, mask=pa.array(~filled))
 
 
-def vectors_to_numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A fixed-size-list column as float32 [rows, width]; empty entries are zeros."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    width = array.type.list_size
-    values = array.values.slice(array.offset * width, len(array) * width)
-    flat: np.ndarray = values.to_numpy(zero_copy_only=False).astype(np.float32)
-    rows: np.ndarray = np.nan_to_num(flat).reshape(-1, width)
-    return rows
+Columns = Mapping[str, np.ndarray]
+"""Label columns by name, one entry a row: vectors as [rows, width]."""
+Ranges = Mapping[str, tuple[int, int]]
+"""Image key → (first row, number of rows)."""
 
 
-def read_regions(rows: pa.Table, ranges: Mapping[str, tuple[int, int]]) -> dict[str, RegionTargets]:
-    """The regions of each image out of the rows of all; `ranges` are (first row, number of rows)."""
-    boxes, embeddings = (torch.from_numpy(vectors_to_numpy(rows[name])) for name in ("box_xyxy", "embedding"))
-    scores = torch.from_numpy(rows["score"].to_numpy().copy())
+def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """A column without empty entries; fixed-size lists as [rows, width], strings as objects."""
+    array = column.combine_chunks()
+    array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+    values: np.ndarray
+    if pa.types.is_string(array.type):
+        codes = array.dictionary_encode()
+        words = np.array([*codes.dictionary.to_pylist(), None], dtype=object)
+        values = words[codes.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)]
+    elif pa.types.is_fixed_size_list(array.type):
+        width = array.type.list_size
+        flat = array.values.slice(array.offset * width, len(array) * width)
+        values = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
+    else:
+        values = array.to_numpy(zero_copy_only=False)
+    return values
+
+
+def read_regions(columns: Columns, ranges: Ranges) -> dict[str, RegionTargets]:
+    """The regions of each image out of the rows of all."""
+    counts = [count for _, count in ranges.values()]
+    boxes, embeddings, scores = (
+        torch.split(torch.from_numpy(columns[name].astype(np.float32)), counts)
+        for name in ("box_xyxy", "embedding", "score")
+    )
     return {
-        key: RegionTargets(
-            boxes_xyxy=boxes[start : start + count],
-            embeddings=embeddings[start : start + count],
-            scores=scores[start : start + count],
-        )
-        for key, (start, count) in ranges.items()
+        key: RegionTargets(boxes_xyxy=b, embeddings=e, scores=s)
+        for key, b, e, s in zip(ranges, boxes, embeddings, scores, strict=True)
     }
 
 
 def read_tags(
-    rows: pa.Table, ranges: Mapping[str, tuple[int, int]], column_of: Mapping[str, int], min_score: float
+    columns: Columns, ranges: Ranges, column_of: Mapping[str, int], min_score: float
 ) -> dict[str, ImageLabels]:
     """The pseudo boxes of each image whose names `column_of` knows and whose score is above `min_score`."""
-    boxes = torch.from_numpy(vectors_to_numpy(rows["box_xyxy"]))
-    scores = torch.from_numpy(rows["score"].to_numpy().copy())
-    class_ids = torch.tensor([column_of.get(name, -1) for name in rows["name"].to_pylist()], dtype=torch.int64)
+    boxes, scores = (torch.from_numpy(columns[name].astype(np.float32)) for name in ("box_xyxy", "score"))
+    class_ids = torch.tensor([column_of.get(name, -1) for name in columns["name"]], dtype=torch.int64)
     kept = (class_ids >= 0) & (scores > min_score)
     found = {}
     for key, (start, count) in ranges.items():

@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 
 from ovbridge.errors import StoreError
 from ovbridge.label_store.lock import locked
-from ovbridge.label_store.schema import LabelledImage, to_arrow
+from ovbridge.label_store.schema import Columns, LabelledImage, Ranges, to_arrow, to_numpy
 
 ROWS_PER_FRAGMENT = 1 << 20
 MEMORY_LIMIT_BYTES = 256 << 20
-"""A table below this size is read into memory once; a larger one is read from disk row by row."""
+"""Columns are held in memory up to this size, narrow ones first; the rest is read from disk when asked for."""
 
 
 class LabelTable:
@@ -79,7 +79,11 @@ class LabelTable:
             fresh = {i.image_key: i for i in images if i.image_key not in self._known}
             if fresh:
                 rows = to_arrow(list(fresh.values()), self._schema)
-                written = lance.write_dataset(rows, str(self.path) if dataset is None else dataset, mode="append")
+                written = (
+                    lance.write_dataset(rows, str(self.path), mode="create")
+                    if dataset is None
+                    else lance.write_dataset(rows, dataset, mode="append")
+                )
                 self._known.update(fresh)
                 self._known_version = written.version
             return list(fresh)
@@ -113,7 +117,7 @@ class LabelTable:
             return self._schema.empty_table().select(list(names))
         return _open(self.path).scanner(columns=list(names), filter=condition).to_table()
 
-    def rows(self, image_keys: Sequence[str]) -> tuple[pa.Table, dict[str, tuple[int, int]]]:
+    def rows(self, image_keys: Sequence[str]) -> tuple[Columns, Ranges]:
         """Label columns of the images that did not fail, and (first row, rows) of each; as of the first call here.
 
         An image without boxes has no rows; one that failed or is not there has no entry.
@@ -121,7 +125,7 @@ class LabelTable:
         if self._reader is None or self._reader.process != os.getpid():
             self._reader = _Reader(self.path, self._schema, self._memory_limit) if self.exists() else None
         if self._reader is None:
-            return self._schema.empty_table(), {}
+            return {field.name: to_numpy(self._schema.empty_table()[field.name]) for field in self._schema}, {}
         try:
             return self._reader.rows(image_keys)
         except OSError:
@@ -157,6 +161,7 @@ class _Reader:
         self.process = os.getpid()
         self._columns = [name for name in schema.names if name not in ("image_key", "rank", "status", "cause")]
         self._dataset = _open(path)
+        self._none = schema.empty_table()
         index = self._dataset.to_table(columns=["image_key", "status"])
         runs = pc.run_end_encode(_one_array(index["image_key"]))
         ends = runs.run_ends.to_numpy().astype(np.int64)
@@ -169,21 +174,32 @@ class _Reader:
             )
             if status != "failed"
         }
-        size = index.num_rows * sum(_width_bytes(schema.field(name).type) for name in self._columns)
-        self._in_memory = self._dataset.to_table(columns=self._columns) if size <= memory_limit else None
+        held = _columns_that_fit(schema, self._columns, index.num_rows, memory_limit)
+        self._read_each_time = [name for name in self._columns if name not in held]
+        table = self._dataset.to_table(columns=held) if held else None
+        self._held = {name: to_numpy(table[name]) for name in held} if table is not None else {}
 
-    def rows(self, image_keys: Sequence[str]) -> tuple[pa.Table, dict[str, tuple[int, int]]]:
-        ranges = {key: self._range_of[key] for key in image_keys if key in self._range_of}
-        positions = [i for start, end in ranges.values() for i in range(start, end)]
-        if self._in_memory is not None:
-            taken = self._in_memory.take(pa.array(positions, pa.int64()))
-        elif positions:
-            taken = self._dataset.take(positions, columns=self._columns)
-        else:
-            taken = self._dataset.schema.empty_table().select(self._columns)
-        counts = [end - start for start, end in ranges.values()]
+    def rows(self, image_keys: Sequence[str]) -> tuple[Columns, Ranges]:
+        found = {key: self._range_of[key] for key in image_keys if key in self._range_of}
+        counts = [end - start for start, end in found.values()]
         offsets = np.cumsum([0, *counts])[: len(counts)].tolist()
-        return taken, dict(zip(ranges, zip(offsets, counts, strict=True), strict=True))
+        positions = [i for start, end in found.values() for i in range(start, end)]
+        columns = {name: values[np.asarray(positions, dtype=np.int64)] for name, values in self._held.items()}
+        if self._read_each_time:
+            taken = self._dataset.take(positions, columns=self._read_each_time) if positions else self._none
+            columns |= {name: to_numpy(taken[name]) for name in self._read_each_time}
+        return columns, dict(zip(found, zip(offsets, counts, strict=True), strict=True))
+
+
+def _columns_that_fit(schema: pa.Schema, names: Sequence[str], rows: int, limit: int) -> list[str]:
+    """The narrowest columns, as many as `limit` bytes hold: each one read from disk costs a request of its own."""
+    held, used = [], 0
+    for name in sorted(names, key=lambda n: _width_bytes(schema.field(n).type)):
+        used += rows * _width_bytes(schema.field(name).type)
+        if used > limit:
+            break
+        held.append(name)
+    return held
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

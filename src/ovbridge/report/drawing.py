@@ -68,8 +68,9 @@ def draw_boxes(
     for i in order:
         x1, y1, x2, y2 = boxes[i]
         canvas.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), outline=colours[i], width=line)
-    for i in order if labels is not None else ():
-        _draw_label(canvas, image.size, boxes[i], labels[i], colours[i], font)
+    if labels is not None:
+        for i in order:
+            _draw_label(canvas, image.size, boxes[i], labels[i], colours[i], font)
     return image
 
 

@@ -20,13 +20,13 @@ Array = np.ndarray[Any, Any]
 def unit_rows(embeddings_ND: Array) -> Array:
     """Rows of length one; rows of zeros stay zero."""
     norms = np.linalg.norm(embeddings_ND, axis=1, keepdims=True)
-    return embeddings_ND / np.maximum(norms, 1e-12)
+    return np.asarray(embeddings_ND / np.maximum(norms, 1e-12))
 
 
 def similarity_matrix(embeddings_ND: Array) -> Array:
     """[N, N] cosine similarities of the rows, in [-1, 1]."""
     unit_ND = unit_rows(np.asarray(embeddings_ND, dtype=np.float64))
-    return np.clip(unit_ND @ unit_ND.T, -1.0, 1.0)
+    return np.asarray(np.clip(unit_ND @ unit_ND.T, -1.0, 1.0))
 
 
 def knn_purity(embeddings_ND: Array, labels: Sequence[Any], k: int = 5) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ovbridge.report import curves, embeddings, paper
-from ovbridge.report.content import ProposalPicture, ReportData, StageReport
+from ovbridge.report.content import Array, ProposalPicture, ReportData, StageReport
 from ovbridge.report.drawing import ROLE_COLOURS, data_uri, draw_boxes, draw_detections
 
 _PICTURE_WIDTH = 640
@@ -102,5 +102,6 @@ def _purities(data: ReportData) -> list[tuple[str, float]]:
     return [(panel.title, embeddings.knn_purity(panel.embeddings, data.panel_labels)) for panel in data.panels]
 
 
-def _magnify(pixels: Any) -> float:
-    return max(1.0, _PICTURE_WIDTH / max(pixels.shape[:2]))
+def _magnify(pixels: Array) -> float:
+    longer = int(max(pixels.shape[0], pixels.shape[1]))
+    return max(1.0, _PICTURE_WIDTH / longer)

@@ -1,1 +1,1 @@
-"""Frozen models that label images: text-driven proposers and CLIP. They meet the detector only through the label store."""
+"""Frozen models that label images: text-driven proposers and CLIP. The detector meets their labels alone."""

@@ -29,6 +29,8 @@ from ovbridge.vocabulary.text_bank import PAPER_TEMPLATE, TextBank
 
 BUILTIN_CLIP = Path(__file__).parent / "weights" / "clip.safetensors"
 BUILTIN_NAMES = ("builtin",)
+FORMAT = "ovbridge.clip"
+"""The metadata key of our files."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -176,18 +178,14 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu") -> ClipTeac
 def save_clip(path: Path, model: nn.Module, tokenizer: ByteBpeTokenizer, config: ClipConfig, trained_on: str) -> None:
     """Write one safetensors file: fp16 weights, configuration and tokenizer in the metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {
-        "kind": "ovbridge.clip",
-        "config": json.dumps(config.__dict__),
-        "tokenizer": tokenizer.model_json,
-        "trained_on": trained_on,
-    }
+    record = {"config": config.__dict__, "tokenizer": tokenizer.model_json, "trained_on": trained_on}
     tensors = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in model.state_dict().items()
     }
     aside = path.with_name(path.name + ".part")
-    save_file(tensors, aside, metadata=metadata)
+    # One key: safetensors writes several in random order, and equal runs must give equal files.
+    save_file(tensors, aside, metadata={FORMAT: json.dumps(record, sort_keys=True)})
     aside.replace(path)
 
 
@@ -202,14 +200,15 @@ def _load_ours(path: Path, device: torch.device, name: str | None) -> ClipTeache
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("kind") != "ovbridge.clip":
+            if FORMAT not in metadata:
                 raise TeacherError(f"{path} is not a CLIP written by 'ovbridge train clip'")
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise TeacherError(f"cannot read the CLIP weights {path}: {error}") from None
-    fields = json.loads(metadata["config"])
+    record = json.loads(metadata[FORMAT])
+    fields = record["config"]
     config = ClipConfig(**{**fields, "vision_layers": tuple(fields["vision_layers"])})
-    tokenizer = ByteBpeTokenizer(metadata["tokenizer"])
+    tokenizer = ByteBpeTokenizer(record["tokenizer"])
     model = build_clip(config, tokenizer.vocab_size)
     model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

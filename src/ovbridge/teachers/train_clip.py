@@ -52,7 +52,9 @@ DEFAULT_TRAINING = ClipTrainConfig()
 DEFAULT_MODEL = ClipConfig()
 
 
-def contrastive_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor, positive_BB: Tensor, ignore_BB: Tensor) -> Tensor:
+def contrastive_loss(
+    image_BD: Tensor, text_BD: Tensor, scale: Tensor, positive_BB: Tensor, ignore_BB: Tensor
+) -> Tensor:
     """Symmetric cross-entropy over a batch where several texts may fit an image.
 
     Args:

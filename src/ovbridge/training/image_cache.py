@@ -22,8 +22,12 @@ from ovbridge.structures import TrainingImage
 class ImageSource(Protocol):
     """What is cached: a data set whose samples are drawn with a generator."""
 
-    images: Sequence[Any]
     is_wide: np.ndarray[Any, Any]
+
+    @property
+    def images(self) -> Sequence[Any]:
+        """The images that can be drawn."""
+        ...
 
     def __len__(self) -> int:
         """Number of images."""

@@ -56,7 +56,7 @@ class RunLog:
         self._path = folder / "log.jsonl"
         forget_after(self._path, start_step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step or None)
         self._began = time.perf_counter()
 
     def write(self, step: int, record: dict[str, Any]) -> None:
@@ -71,10 +71,10 @@ class RunLog:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in record.get("losses", {}).items():
-            self._board.add_scalar(f"losses/{name}", value, step)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(f"losses/{name}", value, step)
         for name, value in line.items():
             if isinstance(value, (int, float)) and name != "step":
-                self._board.add_scalar(f"run/{name}", value, step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(f"run/{name}", value, step)
 
     def __enter__(self) -> RunLog:
         return self
@@ -83,7 +83,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def forget_after(path: Path, step: int) -> None:
@@ -109,7 +109,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def peak_memory_mb() -> int:
     """Largest memory so far in MB: of the GPU where one is used, else of this process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20)
     # ru_maxrss is in kB on Linux, in bytes on macOS.
     unit = 2**20 if sys.platform == "darwin" else 2**10

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import deterministic
 
 from ovbridge.console import Ticker, stderr
 from ovbridge.device import Precision, autocast
@@ -190,7 +192,7 @@ class _Stepper:
         values = dict(zip(losses, stacked.tolist(), strict=True))
         if not all(map(math.isfinite, values.values())):
             return values, math.nan
-        self._scaler.scale(stacked.sum()).backward()
+        self._scaler.scale(stacked.sum()).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(optimizer)
         norm = float(gradient_norm(model, self._optim.clip_norm))
         if math.isfinite(norm):
@@ -219,11 +221,12 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 def _deterministic() -> Iterator[None]:
     """Deterministic kernels where PyTorch has them, for the duration of the run."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = deterministic  # a module with a property, which its stubs do not have
+    fill = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        memory.fill_uninitialized_memory = fill

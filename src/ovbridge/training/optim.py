@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -69,7 +69,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
         raise ConfigError("every parameter of the detector is frozen: shorten stage.frozen")
     plain = [] if config.decay_norms_and_biases else [p for p in learning if p.ndim <= 1]
     decayed = learning if config.decay_norms_and_biases else [p for p in learning if p.ndim > 1]
-    groups = [{"params": decayed}, *([{"params": plain, "weight_decay": 0.0}] if plain else [])]
+    groups: list[dict[str, Any]] = [{"params": decayed}, *([{"params": plain, "weight_decay": 0.0}] if plain else [])]
     return torch.optim.SGD(
         groups,
         lr=config.learning_rate,
@@ -88,8 +88,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 def gradient_norm(model: nn.Module, clip_norm: float | None) -> torch.Tensor:
     """L2 norm of all gradients, [] float, before clipping them to `clip_norm` in place where that is given."""
-    learning = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in learning])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(learning, clip_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
     return norm

@@ -63,7 +63,7 @@ def test_regions_come_back_as_written(store: LabelStore) -> None:
     torch.testing.assert_close(found["b/c.jpg"].embeddings, torch.tensor([[4.0, 0, -2.5]]))
 
 
-@pytest.mark.parametrize("memory_limit", [0, 1 << 30], ids=["from disk", "in memory"])
+@pytest.mark.parametrize("memory_limit", [0, 150, 1 << 30], ids=["from disk", "boxes in memory", "in memory"])
 def test_empty_and_failed_images_among_others(store: LabelStore, memory_limit: int) -> None:
     store.append("regions", [regions("a", 1), regions("none", 0), failed("bad"), regions("z", 2, value=9.0)])
     reader = LabelStore.open(store.path, memory_limit=memory_limit)
@@ -99,7 +99,7 @@ def test_two_writers_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(120)
+        writer.join(400)
         assert writer.exitcode == 0
     keys = lance.dataset(str(tmp_path / "store" / "regions.lance")).to_table(columns=["image_key"])["image_key"]
     expected = [f"{w}-{i}-{j}" for w in range(2) for i in range(6) for j in range(3)] * 2

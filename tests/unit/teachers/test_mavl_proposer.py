@@ -96,7 +96,7 @@ def test_no_images_no_queries_and_very_long_texts() -> None:
 
 def test_merging_takes_the_best_and_drops_duplicates() -> None:
     def some(boxes: list[list[float]], scores: list[float]) -> Proposals:
-        return Proposals(boxes_xyxy=torch.tensor(boxes), scores=torch.tensor(scores))
+        return Proposals(boxes_xyxy=torch.tensor(boxes, dtype=torch.float32), scores=torch.tensor(scores))
 
     merged = merge_proposals(
         [some([[0, 0, 10, 10], [50, 50, 60, 60]], [0.6, 0.5]), some([[1, 0, 11, 10], [20, 20, 30, 30]], [0.9, 0.1])],

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ovbridge.errors import CheckpointError, TeacherError
+from ovbridge.teachers.mavl import weights
 from ovbridge.teachers.mavl.config import BackboneConfig, MavlConfig, TextConfig, mavl_full
 from ovbridge.teachers.mavl.model import Mavl
 from ovbridge.teachers.mavl.proposer import load_mavl
 from ovbridge.teachers.mavl.text import train_tokenizer
-from ovbridge.teachers.mavl.weights import build_mavl, official_names, our_name, read_mavl, read_official, save_mavl
+from ovbridge.teachers.mavl.weights import (
+    build_mavl,
+    convert_official_mavl,
+    official_names,
+    our_name,
+    read_mavl,
+    read_official,
+    save_mavl,
+)
 
 TINY = MavlConfig(
     backbone=BackboneConfig(block="basic", blocks=(1, 1, 1, 1), widths=(8, 8, 16, 16), norm="batch"),
@@ -131,3 +142,22 @@ def test_foreign_and_dangerous_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(CheckpointError, match=r"pickle\.pth"):
         read_official(tmp_path / "pickle.pth")
+
+
+def test_conversion_of_an_official_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = replace(TINY, backbone=replace(TINY.backbone, norm="frozen"))
+    monkeypatch.setattr(weights, "mavl_full", lambda: frozen)
+    state = Mavl(frozen).state_dict()
+    torch.save({"model": official(state)}, tmp_path / "m.pth")
+    summary = convert_official_mavl(tmp_path / "m.pth", tmp_path / "m.safetensors")
+    assert summary["tensors"] == len(state)
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        record = json.loads(file.metadata()[weights.FORMAT])
+        assert torch.equal(file.get_tensor("level_embed"), state["level_embed"])
+    assert record["tokenizer_name"] == "roberta-base"
+    assert "LMDet" in record["trained_on"]
+    del state["level_embed"]
+    torch.save({"model": official(state)}, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match="level_embed"):
+        convert_official_mavl(tmp_path / "m.pth", tmp_path / "n.safetensors")
+    assert not (tmp_path / "n.safetensors").exists()

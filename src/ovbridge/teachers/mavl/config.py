@@ -87,7 +87,9 @@ class MavlConfig:
         unknown = set(record) - {f.name for f in fields(cls)}
         if unknown:
             raise CheckpointError(f"MAVL config has unknown fields {sorted(unknown)}: written by a newer ovbridge")
-        backbone = {k: tuple(v) if isinstance(v, list) else v for k, v in record.pop("backbone").items()}
+        backbone: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in record.pop("backbone").items()
+        }
         return cls(backbone=BackboneConfig(**backbone), text=TextConfig(**record.pop("text")), **record)
 
 

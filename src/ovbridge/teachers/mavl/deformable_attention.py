@@ -87,4 +87,5 @@ class DeformableAttention(nn.Module):
         cells_L2 = torch.tensor([(w, h) for h, w in level_shapes], dtype=offsets.dtype, device=offsets.device)
         locations = reference_NQL2[:, :, None, :, None, :] + offsets / cells_L2[:, None, :]
         value_NSHD = value.view(n, value.shape[1], self.heads, -1)
-        return self.output_proj(deformable_sample(value_NSHD, level_shapes, locations, weights))
+        out_NQC: Tensor = self.output_proj(deformable_sample(value_NSHD, level_shapes, locations, weights))
+        return out_NQC

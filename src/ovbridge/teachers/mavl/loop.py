@@ -191,7 +191,7 @@ def train_step(
         group["lr"] = rate * group["factor"]
     losses = batch_losses(model, objective, batch)
     optimizer.zero_grad(set_to_none=True)
-    torch.stack(list(losses.values())).sum().backward()
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
     optimizer.step()
     return {name: float(value.detach()) for name, value in losses.items()}
@@ -209,7 +209,8 @@ def batch_losses(model: Mavl, objective: MavlObjective, batch: Batch) -> dict[st
     )
     inside = (~batch.token_padding[batch.noun_index]).unsqueeze(-1)
     nouns_KC = (words_UWC[batch.noun_index] * inside).sum(dim=1) / inside.sum(dim=1)
-    return objective(model, encoded, fused, batch.targets, batch.text, nouns_KC)
+    losses: dict[str, Tensor] = objective(model, encoded, fused, batch.targets, batch.text, nouns_KC)
+    return losses
 
 
 def _optimizer(model: Mavl, objective: MavlObjective, config: MavlTrainConfig) -> torch.optim.Optimizer:

@@ -65,7 +65,10 @@ class BoxHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Box logits [..., 4]: centre relative to the reference point, size."""
-        return self.layers[2](F.relu(self.layers[1](F.relu(self.layers[0](x)))))
+        for layer in list(self.layers)[:-1]:
+            x = F.relu(layer(x))
+        logits: Tensor = self.layers[-1](x)
+        return logits
 
 
 class Mavl(nn.Module):
@@ -138,13 +141,15 @@ class Mavl(nn.Module):
 
     def encode_text(self, token_ids_TW: Tensor, padding_TW: Tensor) -> Tensor:
         """Words [T, W, C]; they do not depend on the image and can be kept."""
-        return self.text(token_ids_TW, padding_TW)
+        words_TWC: Tensor = self.text(token_ids_TW, padding_TW)
+        return words_TWC
 
     def fuse(
         self, encoded: EncodedImages, image_of_text_T: Tensor, words_TWC: Tensor, word_padding_TW: Tensor
     ) -> list[Tensor]:
         """The queries of each text's image after each fusion layer, [T, Q, C]; the heads read the last one."""
-        return self.fusion(encoded.decoded[-1][image_of_text_T], words_TWC, word_padding_TW)
+        layers: list[Tensor] = self.fusion(encoded.decoded[-1][image_of_text_T], words_TWC, word_padding_TW)
+        return layers
 
     def boxes(self, queries: Tensor, reference: Tensor) -> Tensor:
         """Boxes (cx, cy, w, h) [..., 4] in [0, 1] of the unpadded image; `reference` is [..., 2]."""
@@ -153,4 +158,5 @@ class Mavl(nn.Module):
 
     def token_logits(self, queries: Tensor) -> Tensor:
         """Logits [..., K] over the text's token positions; the last is "no object"."""
-        return self.class_head(queries)
+        logits: Tensor = self.class_head(queries)
+        return logits

@@ -248,4 +248,5 @@ def _focal(logits: Tensor, goal: Tensor, total: float, *, alpha: float = 0.25, g
 
 
 def _xyxy(boxes: Tensor) -> Tensor:
-    return box_convert(boxes, "cxcywh", "xyxy")
+    corners: Tensor = box_convert(boxes, "cxcywh", "xyxy")
+    return corners

@@ -56,7 +56,7 @@ def pretrain_backbone(
             logits = [head(x) for head, x in zip(heads, pooled, strict=True)]
             loss = torch.stack([F.cross_entropy(each, nouns_B, label_smoothing=0.1) for each in logits]).sum()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             right.append(float((logits[-1].argmax(dim=1) == nouns_B).float().mean()))
@@ -82,4 +82,5 @@ def _crop(
     offset = torch.tensor([0.0, left, top, left, top])
     crop = roi_align((part - mean) / std, window - offset, CROP_PIXELS, sampling_ratio=1, aligned=True)
     crop = crop * random.uniform(0.75, 1.25)
-    return crop.flip(3) if random.random() < 0.5 else crop
+    varied: Tensor = crop.flip(3) if random.random() < 0.5 else crop
+    return varied

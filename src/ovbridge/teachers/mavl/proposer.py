@@ -62,7 +62,9 @@ class MavlProposer:
             raise ValueError(f"{len(images)} images for {len(queries)} query lists")
         same_size: dict[tuple[int, int], list[int]] = {}
         for n, image in enumerate(images):
-            same_size.setdefault(resized_hw(*image.shape[:2], self._model.config.image_short_side), []).append(n)
+            same_size.setdefault(
+                resized_hw(image.shape[0], image.shape[1], self._model.config.image_short_side), []
+            ).append(n)
         self._encode_texts({text for texts in queries for text in texts})
         found: list[list[Proposals]] = [[] for _ in images]
         with autocast(self._device, self._precision):

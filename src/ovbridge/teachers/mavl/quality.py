@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, box_iou, clip_boxes_to_image, nms
+from torchvision.ops import box_iou, clip_boxes_to_image, nms
 
 from ovbridge.console import Ticker
 from ovbridge.images import read_image
@@ -97,4 +97,5 @@ def _count(
 
 
 def _boxes(objects: list[dict[str, Any]]) -> Tensor:
-    return box_convert(torch.tensor([o["bbox"] for o in objects], dtype=torch.float32), "xywh", "xyxy")
+    xywh = torch.tensor([o["bbox"] for o in objects], dtype=torch.float32)
+    return torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)

@@ -24,6 +24,10 @@ from ovbridge.teachers.protocol import CLASS_AGNOSTIC_QUERIES, class_query
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_MIRROR = np.array([-1, 1, 1, 1], dtype=np.float32)
+_MIRROR_SHIFT = np.array([1, 0, 0, 0], dtype=np.float32)
+_NO_BOX = np.array([0.5, 0.5, 1.0, 1.0], dtype=np.float32)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroundedImage:
@@ -131,7 +135,7 @@ def resized_hw(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 def resize(image: np.ndarray, short_side: int) -> np.ndarray:
     """Pillow's antialiased bilinear resize of [H, W, 3] uint8 pixels, as the released inference does."""
-    rows, columns = resized_hw(*image.shape[:2], short_side)
+    rows, columns = resized_hw(image.shape[0], image.shape[1], short_side)
     return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
 
 
@@ -156,7 +160,8 @@ def jitter(pixels: np.ndarray, random: np.random.Generator, strength: float) -> 
     grey = x.mean(axis=2, keepdims=True)
     x = grey + (x - grey) * np.float32(saturation)
     x = (x - grey.mean()) * np.float32(contrast) + grey.mean()
-    return np.clip(x, 0, 255).astype(np.uint8)
+    varied: np.ndarray = np.clip(x, 0, 255).astype(np.uint8)
+    return varied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +213,9 @@ class BatchMaker:
     ) -> None:
         self._data, self._tokenizer, self._pixels = data, tokenizer, pixels
         self._positions, self._config, self._seed = token_positions, config, seed
-        self._unknown = tokenizer.token_to_id(UNKNOWN)
+        unknown = tokenizer.token_to_id(UNKNOWN)
+        assert unknown is not None
+        self._unknown: int = unknown
         self._and = self._words("and")
 
     def epoch(self, number: int, batch_size: int) -> list[list[int]]:
@@ -235,7 +242,7 @@ class BatchMaker:
             cxcywh = image.boxes_cxcywh
             if random.random() < 0.5:
                 pixels = pixels[:, ::-1]
-                cxcywh = cxcywh * np.float32([-1, 1, 1, 1]) + np.float32([1, 0, 0, 0])
+                cxcywh = cxcywh * _MIRROR + _MIRROR_SHIFT
             images.append(jitter(pixels, random, self._config.jitter))
             boxes.append(cxcywh)
             for ids, spans in self._texts(image, random):
@@ -251,7 +258,7 @@ class BatchMaker:
         for t, (_, _, spans) in enumerate(pairs):
             for g, (start, stop) in spans.items():
                 tokens_TGP[t, g, start:stop] = 1.0 / (stop - start)
-        boxes_NG4 = np.tile(np.float32([0.5, 0.5, 1.0, 1.0]), (len(boxes), most, 1))
+        boxes_NG4 = np.tile(_NO_BOX, (len(boxes), most, 1))
         nouns_NG = np.zeros((len(boxes), most), dtype=np.int64)
         for n, (index, b) in enumerate(zip(indices, boxes, strict=True)):
             boxes_NG4[n, : len(b)] = b
@@ -308,7 +315,7 @@ class BatchMaker:
         words = self._words(class_query(names[random.integers(len(names))]))
         if random.random() < self._config.unknown_rate:
             words = (*words[:1], *[self._unknown] * (len(words) - 1))
-            meant = range(len(image.nouns))
+            meant = list(range(len(image.nouns)))
         else:
             meant = np.flatnonzero(image.nouns == noun).tolist()
         return self._sentence([words]), dict.fromkeys(meant, (1, 1 + len(words)))

@@ -5,6 +5,7 @@ Legend: T texts, W words (tokens), C width of the transformer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -57,7 +58,8 @@ class TextEncoder(nn.Module):
             token_type_ids=torch.zeros_like(token_ids_TW),
             position_ids=inside.cumsum(dim=1) * inside + PADDING_ID,
         ).last_hidden_state
-        return self.dropout(self.resizer_norm(self.resizer(states)))
+        words_TWC: Tensor = self.dropout(self.resizer_norm(self.resizer(states)))
+        return words_TWC
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], *, limit: int) -> tuple[Tensor, Tensor]:
@@ -91,14 +93,32 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
     return tokenizer
 
 
+def add_words(tokenizer: Tokenizer, texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
+    """A word tokenizer that also knows the words of `texts`; known words keep their ids, new ones follow.
+
+    A tokenizer of word pieces is returned as it is: it has no unknown words. Words beyond `vocabulary_size` stay
+    unknown.
+    """
+    record = json.loads(tokenizer.to_str())
+    if record["model"]["type"] != "WordLevel":
+        return tokenizer
+    words: dict[str, int] = record["model"]["vocab"]
+    fresh = train_tokenizer(texts, vocabulary_size=vocabulary_size).get_vocab()
+    for word in sorted(set(fresh) - set(words), key=fresh.__getitem__):
+        if len(words) < vocabulary_size:
+            words[word] = len(words)
+    return Tokenizer.from_str(json.dumps(record))
+
+
 def hub_tokenizer(name_or_folder: str) -> Tokenizer:
     """The fast tokenizer of a transformers model, from a local folder or the hub."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name_or_folder).backend_tokenizer
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(name_or_folder).backend_tokenizer
     except (OSError, ValueError) as error:
         raise TeacherError(
             f"tokenizer {name_or_folder!r} cannot be loaded ({str(error).splitlines()[0]}): "
             "connect to the Hugging Face hub once or pass tokenizer=FOLDER with its tokenizer.json"
         ) from error
+    return tokenizer

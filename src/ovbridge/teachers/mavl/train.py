@@ -20,7 +20,7 @@ from ovbridge.teachers.mavl.model import Mavl
 from ovbridge.teachers.mavl.proposer import load_mavl
 from ovbridge.teachers.mavl.quality import proposer_quality
 from ovbridge.teachers.mavl.samples import load_grounded, vocabulary_texts
-from ovbridge.teachers.mavl.text import train_tokenizer
+from ovbridge.teachers.mavl.text import add_words, train_tokenizer
 from ovbridge.teachers.mavl.weights import read_mavl, save_mavl
 
 DEFAULT_TRAINING = MavlTrainConfig()
@@ -49,12 +49,15 @@ def train_mavl(
     data = load_grounded(annotations, exclude_roles=exclude_roles)
     stderr.print(f"{len(data.images)} images ({data.dropped} left out), {len(data.nouns)} nouns")
     start = read_mavl(init) if init is not None else None
+    architecture = start.config if start else config.model
+    size, texts = architecture.text.vocabulary_size, vocabulary_texts(data)
+    # The start may have been trained without some of these names: they must not stay <unk>.
     tokenizer = (
-        start.tokenizer
+        add_words(start.tokenizer, texts, vocabulary_size=size)
         if start
-        else train_tokenizer(vocabulary_texts(data), vocabulary_size=config.model.text.vocabulary_size)
+        else train_tokenizer(texts, vocabulary_size=size)
     )
-    model = Mavl(start.config if start else config.model)
+    model = Mavl(architecture)
     if start:
         model.load_state_dict(start.state)
     if backbone_init is not None:
@@ -107,18 +110,12 @@ def mavl(
         raise ConfigError(f"{out} exists already: give another --out or delete it")
     if minutes is not None:
         train = replace(train, max_seconds=60.0 * minutes)
-    train_mavl(
-        data / "annotations" / f"instances_{split}.json",
-        data / split,
-        out,
-        train,
-        exclude_roles=exclude_roles,
-        init=init,
-    )
+    folder = data / "annotations"
+    train_mavl(folder / f"instances_{split}.json", data / split, out, train, exclude_roles=exclude_roles, init=init)
     if holdout is None:
         return
     proposer = load_mavl(out, default_device())
-    quality = proposer_quality(proposer, annotations / f"instances_{holdout}.json", data / holdout)
+    quality = proposer_quality(proposer, folder / f"instances_{holdout}.json", data / holdout)
     if json_output:
         stdout.print_json(json.dumps({"out": str(out), "trained_on": proposer.trained_on, "quality": quality}))
         return

@@ -58,7 +58,8 @@ class EncoderLayer(nn.Module):
         """The refined tokens [N, S, C]."""
         read = self.self_attn(tokens_NSC + position_NSC, reference_NSL2, tokens_NSC, shapes, padding_NS)
         x = self.norm1(tokens_NSC + self.dropout(read))
-        return self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+        out: Tensor = self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+        return out
 
 
 class Encoder(nn.Module):
@@ -112,7 +113,8 @@ class DecoderLayer(nn.Module):
         x = self.norm2(target_NQC + self.dropout(mixed))
         read = self.cross_attn(x + query_NQC, reference_NQL2, memory_NSC, shapes, padding_NS)
         x = self.norm1(x + self.dropout(read))
-        return self.norm3(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+        out: Tensor = self.norm3(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+        return out
 
 
 class Decoder(nn.Module):
@@ -158,7 +160,8 @@ class FusionLayer(nn.Module):
         x = sequence_TQWC
         mixed, _ = self.self_attn(x, x, x, key_padding_mask=padding_TQW, need_weights=False)
         x = self.norm1(x + self.dropout(mixed))
-        return self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+        out: Tensor = self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+        return out
 
 
 class LateFusion(nn.Module):

@@ -22,6 +22,7 @@ from ovbridge.teachers.mavl.model import Mavl
 from ovbridge.teachers.mavl.text import hub_tokenizer
 
 FORMAT = "ovbridge-mavl-1"
+"""The metadata key of our files."""
 
 OFFICIAL_PREFIXES = (
     ("backbone.0.body.", "backbone."),
@@ -122,14 +123,12 @@ def save_mavl(
         name: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous().clone()
         for name, t in state.items()
     }
-    metadata = {"format": FORMAT, "config": config.to_json(), "trained_on": trained_on}
-    if isinstance(tokenizer, str):
-        metadata["tokenizer_name"] = tokenizer
-    else:
-        metadata["tokenizer"] = tokenizer.to_str()
+    words = {"tokenizer_name": tokenizer} if isinstance(tokenizer, str) else {"tokenizer": tokenizer.to_str()}
+    record = {"config": config.to_json(), "trained_on": trained_on, **words}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata=metadata)
+    # One key: safetensors writes several in random order, and equal runs must give equal files.
+    save_file(tensors, partial, metadata={FORMAT: json.dumps(record, sort_keys=True)})
     partial.replace(path)
 
 
@@ -147,23 +146,21 @@ def read_mavl(path: Path, *, tokenizer: str | None = None) -> MavlFile:
         raise CheckpointError(f"{path} is no MAVL weights file: it does not exist or is a folder") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}): fetch or make it again") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} does not hold MAVL weights (format {metadata.get('format')!r}): official .pth files go through "
-            "'ovbridge convert'"
-        )
-    name = tokenizer or metadata.get("tokenizer_name")
+    if FORMAT not in metadata:
+        raise CheckpointError(f"{path} does not hold MAVL weights: official .pth files go through 'ovbridge convert'")
+    record: dict[str, str] = json.loads(metadata[FORMAT])
+    name = tokenizer or record.get("tokenizer_name")
     if name:
         words = hub_tokenizer(name)
-    elif "tokenizer" in metadata:
-        words = Tokenizer.from_str(metadata["tokenizer"])
+    elif "tokenizer" in record:
+        words = Tokenizer.from_str(record["tokenizer"])
     else:
         raise TeacherError(f"{path} names no tokenizer: pass tokenizer=FOLDER")
     return MavlFile(
-        config=MavlConfig.from_json(metadata["config"]),
+        config=MavlConfig.from_json(record["config"]),
         state={k: t.float() if t.is_floating_point() else t for k, t in state.items()},
         tokenizer=words,
-        trained_on=metadata.get("trained_on", "unknown"),
+        trained_on=record["trained_on"],
         digest=file_digest(path),
     )
 

@@ -1,0 +1,187 @@
+"""Pretraining of a detector's backbone: name the object in a window of a picture.
+
+It stands where ImageNet weights stand for the full-size detectors: supervised classification, before any box is
+regressed. A window costs a tenth of a scene and carries one label at full weight.
+Legend: B windows, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovbridge.console import Ticker, stdout, track
+from ovbridge.data.coco import CocoDataset
+from ovbridge.detector import build_detector, world_r18_fpn
+from ovbridge.detector.config import DetectorConfig
+from ovbridge.errors import ConfigError
+from ovbridge.images import read_image
+from ovbridge.vocabulary import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """How a backbone is pretrained."""
+
+    steps: int = 1500
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Windows a step."""
+    learning_rate: float = 2e-3
+    """Peak of the one-cycle schedule of AdamW."""
+    weight_decay: float = 0.02
+    """AdamW's."""
+    short_side: int = 128
+    """Pictures are resized to this short side first, as the detector will see them."""
+    window: int = 64
+    """Side of the square input in pixels."""
+    seed: int = 0
+    """Of initialisation, sampling and augmentation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledObjects:
+    """Pictures in memory and the objects on them."""
+
+    pictures: tuple[Image.Image, ...]
+    owners: np.ndarray
+    """[N] picture of each object."""
+    boxes_xyxy: np.ndarray
+    """[N, 4] pixels of the resized picture."""
+    class_ids: np.ndarray
+    """[N] in 0..K-1, counted over the classes that occur."""
+
+    @classmethod
+    def load(cls, annotations: Path, images: Path, short_side: int, exclude_roles: Sequence[Role]) -> LabelledObjects:
+        """Every object but those of the excluded roles; raises DataError for unreadable files."""
+        dataset = CocoDataset.load(annotations)
+        excluded = [c for role in exclude_roles for c in dataset.vocabulary.columns(role)]
+        pictures, owners, boxes, class_ids = [], [], [], []
+        for record in track(dataset.images, "read", len(dataset.images)):
+            keep = ~np.isin(record.class_ids, excluded)
+            if not keep.any():
+                continue
+            picture = Image.fromarray(read_image(images / record.file_name))
+            scale = short_side / min(picture.size)
+            owners += [len(pictures)] * int(keep.sum())
+            pictures.append(picture.resize((round(picture.width * scale), round(picture.height * scale))))
+            boxes.append(record.boxes_xyxy[keep] * scale)
+            class_ids.append(record.class_ids[keep])
+        if not pictures:
+            raise ConfigError(f"{annotations} has no object outside the roles {', '.join(exclude_roles)}")
+        _, dense = np.unique(np.concatenate(class_ids), return_inverse=True)
+        return cls(
+            pictures=tuple(pictures),
+            owners=np.array(owners),
+            boxes_xyxy=np.concatenate(boxes),
+            class_ids=dense,
+        )
+
+    def window(self, index: int, side: int, rng: np.random.Generator) -> np.ndarray:
+        """[side, side, 3] uint8 around an object, at about the picture's own scale, moved and flipped at random."""
+        picture = self.pictures[self.owners[index]]
+        x1, y1, x2, y2 = self.boxes_xyxy[index]
+        reach = max(side * np.exp(rng.uniform(-0.4, 0.3)), 1.05 * max(x2 - x1, y2 - y1))
+        shift_x, shift_y = rng.uniform(-0.2, 0.2, 2) * reach
+        left, top = (x1 + x2) / 2 + shift_x - reach / 2, (y1 + y2) / 2 + shift_y - reach / 2
+        right, bottom = min(left + reach, picture.width), min(top + reach, picture.height)
+        cut = picture.resize(
+            (side, side), Image.Resampling.BILINEAR, box=(max(left, 0.0), max(top, 0.0), right, bottom)
+        )
+        pixels = np.asarray(cut)
+        return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+
+
+def pretrain_backbone(detector: DetectorConfig, objects: LabelledObjects, config: PretrainConfig) -> dict[str, Tensor]:
+    """Train the body of the detector's backbone; returns its tensors by their names in the detector.
+
+    Every output stage gets its own classifier, because the pyramid reads every stage.
+    """
+    model = build_detector(detector, torch.eye(detector.projection.embedding_dim), seed=config.seed)
+    body, pixels = model.backbone.body, detector.pixels
+    if not isinstance(body, nn.Module) or pixels.order != "rgb":
+        raise ConfigError(f"detector {detector.name} has no RGB pyramid backbone to pretrain")
+    torch.manual_seed(config.seed)
+    heads = nn.ModuleList(nn.Linear(width, int(objects.class_ids.max()) + 1) for width in body.channels)  # type: ignore[arg-type, union-attr]
+    parameters = [*body.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.15
+    )
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixels.mean, pixels.std))
+    rng = np.random.default_rng(config.seed)
+    body.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    accuracy = 0.0
+    with Ticker("pretrain backbone", config.steps) as tick:
+        for _ in range(config.steps):
+            chosen = rng.integers(len(objects.owners), size=config.batch_size)
+            windows = np.stack([objects.window(int(i), config.window, rng) for i in chosen])
+            batch = torch.from_numpy(windows).permute(0, 3, 1, 2).float() * float(rng.uniform(0.85, 1.15))
+            class_ids_B = torch.from_numpy(objects.class_ids[chosen])
+            pooled = [feature.mean(dim=(2, 3)) for feature in body((batch - mean) / std)]
+            logits = [head(x) for head, x in zip(heads, pooled, strict=True)]
+            loss = torch.stack([F.cross_entropy(each, class_ids_B, label_smoothing=0.1) for each in logits]).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            right = float((logits[-1].argmax(dim=1) == class_ids_B).float().mean())
+            accuracy += 0.05 * (right - accuracy)
+            tick(note=f"loss {loss.item():.2f}, accuracy {accuracy:.2f}")
+    return {
+        name: value.detach().half().contiguous() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+        if name.startswith("backbone.body.")
+    }
+
+
+def backbone(
+    data: Path,
+    out: Path,
+    split: str = "train2017",
+    exclude_roles: Annotated[tuple[Role, ...], tyro.conf.arg(metavar="ROLE ...")] = ("novel",),
+    steps: int = PretrainConfig.steps,
+    seed: int = 0,
+) -> None:
+    """Pretrain the small detector's backbone to name single objects of a COCO-format folder.
+
+    Example: ovbridge train backbone --data worlds/teachers --out backbone.safetensors
+
+    Args:
+        data: folder with annotations/instances_SPLIT.json and the folder SPLIT of images.
+        out: the safetensors file to write; give it to 'ovbridge train world_base' with --init.
+        split: which images to train on.
+        exclude_roles: objects of these roles are not shown.
+        steps: optimiser steps.
+        seed: of initialisation, sampling and augmentation.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists already: give another --out or delete it")
+    config = PretrainConfig(steps=steps, seed=seed)
+    objects = LabelledObjects.load(
+        data / "annotations" / f"instances_{split}.json", data / split, config.short_side, exclude_roles
+    )
+    tensors = pretrain_backbone(world_r18_fpn(embedding_dim=16), objects, config)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(out.name + ".part")
+    trained_on = (
+        f"{len(objects.owners)} objects of {data.name}/{split} without {'/'.join(exclude_roles) or 'exception'}"
+    )
+    save_file(tensors, aside, metadata={"trained_on": trained_on})
+    aside.replace(out)
+    stdout.print(f"{len(tensors)} tensors in {out}, trained on {trained_on}")
+
+
+def run(argv: Sequence[str]) -> None:
+    """`ovbridge train backbone …`."""
+    tyro.cli(backbone, args=list(argv), prog="ovbridge train backbone")

@@ -1,0 +1,89 @@
+"""Backbones: frozen norms are folded without changing anything, what is frozen stays, shapes and strides."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from ovbridge.detector.backbone import ConvNorm, FrozenBatchNorm, PyramidBackbone, ResNet, set_norm_eval
+
+
+def small(norm: str = "frozen", freeze_at: int = 0) -> ResNet:
+    return ResNet(
+        stem_channels=8,
+        depths=(1, 2, 1),
+        channels=(8, 16, 24),
+        out_stages=(3, 4),
+        block="basic",
+        norm=norm,  # type: ignore[arg-type]
+        stride_in_1x1=False,
+        freeze_at=freeze_at,
+    )
+
+
+def test_frozen_norm_is_batch_norm_with_constants(generator: torch.Generator) -> None:
+    layer = ConvNorm(3, 5, 3, stride=2, norm="frozen")
+    assert isinstance(layer.norm, FrozenBatchNorm)
+    for name, buffer in layer.norm.named_buffers():
+        buffer.copy_(torch.rand(5, generator=generator) + (0.5 if name == "running_var" else 0.0))
+    x = torch.randn(2, 3, 9, 9, generator=generator)
+    plain = F.batch_norm(
+        F.conv2d(x, layer.weight, stride=2, padding=1),
+        layer.norm.running_mean,
+        layer.norm.running_var,
+        layer.norm.weight,
+        layer.norm.bias,
+        training=False,
+        eps=1e-5,
+    )
+    assert torch.allclose(layer(x), plain, atol=1e-5)
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]
+
+
+def test_strides_and_channels_describe_the_maps() -> None:
+    body = small()
+    assert (body.strides, body.channels) == ((8, 16), (16, 24))
+    features = body(torch.zeros(1, 3, 64, 96))
+    assert [tuple(f.shape) for f in features] == [(1, 16, 8, 12), (1, 24, 4, 6)]
+    pyramid = PyramidBackbone(body, channels=6, extra_level=True)
+    levels = pyramid(torch.zeros(1, 3, 64, 96))
+    assert pyramid.strides == (8, 16, 32)
+    assert [tuple(f.shape) for f in levels] == [(1, 6, 8, 12), (1, 6, 4, 6), (1, 6, 2, 3)]
+    assert torch.equal(levels[2], levels[1][:, :, ::2, ::2])
+
+
+def test_bottlenecks_stride_where_they_are_told() -> None:
+    for in_1x1, first, second in ((True, 2, 1), (False, 1, 2)):
+        body = ResNet(
+            stem_channels=8,
+            depths=(1, 1),
+            channels=(16, 32),
+            out_stages=(3,),
+            block="bottleneck",
+            norm="frozen",
+            stride_in_1x1=in_1x1,
+            freeze_at=0,
+        )
+        block = body.stages["3"][0]  # type: ignore[index]
+        assert (block.conv1.stride, block.conv2.stride) == (first, second)
+        assert body(torch.zeros(1, 3, 32, 32))[0].shape == (1, 32, 4, 4)
+
+
+def test_freeze_at_takes_the_gradient_from_stem_and_early_stages() -> None:
+    body = small(freeze_at=2)
+    frozen = {
+        name.split(".")[0] + "." + name.split(".")[1] for name, p in body.named_parameters() if not p.requires_grad
+    }
+    assert frozen == {"stem.weight", "stages.2"}
+    assert all(p.requires_grad for p in small(freeze_at=0).parameters())
+
+
+def test_set_norm_eval_stops_running_statistics() -> None:
+    body = small(norm="batch").train()
+    set_norm_eval(body)
+    before = body.stem.norm.running_mean.clone()
+    body(torch.randn(2, 3, 32, 32))
+    assert torch.equal(body.stem.norm.running_mean, before)
+    assert body.training
+    body.train()(torch.randn(2, 3, 32, 32))
+    assert not torch.equal(body.stem.norm.running_mean, before)
