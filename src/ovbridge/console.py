@@ -85,9 +85,8 @@ class Ticker:
             self._last_line = now
             rate = (self._done - self._done_before) / max(now - self._started, 1e-9)
             left = (self._total - self._done) / max(rate, 1e-9)
-            stderr.print(
-                f"{self._description}: {self._done}/{self._total}, {rate:.1f}/s, {left:.0f} s left {note or str()}"
-            )
+            count = f"{self._done}/{self._total}"
+            stderr.print(f"{self._description}: {count}, {rate:.1f}/s, {left:.0f} s left {note or ''}".rstrip())
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

@@ -19,7 +19,7 @@ from ovbridge.teachers.clip import ClipConfig, build_clip, load_clip, save_clip
 from ovbridge.teachers.tokenizer import ByteBpeTokenizer
 
 SETTINGS = DemoSettings(
-    train_images=16,
+    train_images=8,
     val_images=8,
     image_labels_per_class=1,
     overrides=("loop.steps=4", "loop.log_every=1", "loop.save_every=2", "batches.det=2", "batches.cls=2"),

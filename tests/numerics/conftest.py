@@ -91,3 +91,18 @@ def golden_image(goldens: Path) -> Callable[[str], Tensor]:
         return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).contiguous()
 
     return read
+
+
+@pytest.fixture(scope="session")
+def share_found() -> Callable[..., float]:
+    """`share_found(boxes, logits, golden_boxes, golden_logits)`: the share of golden proposals that are among ours.
+
+    Near-equal logits swap places between any two float computations, so proposals are matched, not aligned.
+    """
+
+    def share(boxes: Tensor, logits: Tensor, golden_boxes: np.ndarray, golden_logits: np.ndarray) -> float:
+        distance = torch.cdist(torch.from_numpy(golden_boxes), boxes, p=float("inf"))
+        near = (distance < 2e-2) & ((torch.from_numpy(golden_logits)[:, None] - logits).abs() < 1e-4)
+        return near.any(dim=1).float().mean().item()
+
+    return share

@@ -13,12 +13,18 @@ from torch import Tensor
 
 from ovbridge.detector import to_original_size
 from ovbridge.detector.boxes import decode_boxes, pairwise_iou
-from ovbridge.detector.checkpoint_map import MappedCheckpoint
+from ovbridge.detector.checkpoint_map import FREQUENCY, MappedCheckpoint
 from ovbridge.detector.detector import TwoStageDetector
 from ovbridge.detector.pooling import batch_rois
 
 LEVELS = {"coco": ("res4",), "lvis": ("p2", "p3", "p4", "p5", "p6")}
-CASES = ["coco_base", "coco_wt", "lvis_wt"]
+
+
+@pytest.fixture(scope="module", params=["coco_base", "coco_wt", "lvis_wt"])
+def case(request: pytest.FixtureRequest) -> str:
+    """Module-wide, so that each detector is made once."""
+    name: str = request.param
+    return name
 
 
 class Golden:
@@ -36,15 +42,17 @@ class Golden:
         np.testing.assert_allclose(value.numpy(), self[key], atol=atol, rtol=rtol, err_msg=key)
 
 
-@pytest.mark.parametrize("case", CASES)
 @torch.inference_mode()
 def test_fixed_boxes_and_proposals(
     goldens: Path,
     golden_detector: Callable[[str], MappedCheckpoint],
     golden_image: Callable[[str], Tensor],
+    share_found: Callable[..., float],
     case: str,
 ) -> None:
-    model = golden_detector(case).model
+    mapped = golden_detector(case)
+    assert set(mapped.reported) == {FREQUENCY}
+    model = mapped.model
     for image in (0, 1):
         golden = Golden(goldens, case, image)
         pixels = golden_image(f"img{image}_resized_*")
@@ -63,8 +71,9 @@ def test_fixed_boxes_and_proposals(
             predictions, encoded.sizes, pre_nms=limits.pre_nms_test, post_nms=limits.post_nms_test
         )
         assert len(proposals.boxes_xyxy) == golden["n_proposals"]
-        golden.check("prop_boxes", proposals.boxes_xyxy[:100], atol=2e-2)
         golden.check("prop_logits", proposals.logits[:100])
+        found = share_found(proposals.boxes_xyxy, proposals.logits, golden["prop_boxes"], golden["prop_logits"])
+        assert found >= 0.98
         _check_fixed_boxes(model, golden, encoded.features)
 
 
@@ -84,9 +93,7 @@ def _check_fixed_boxes(model: TwoStageDetector, golden: Golden, features: list[T
         golden.check("fixed_mask_probs", model.mask_head(features, rois).sigmoid()[:, None])
 
 
-@pytest.mark.parametrize(
-    ("case", "image"), [("coco_base", 0), ("coco_wt", 0), ("coco_wt", 1), ("lvis_wt", 0), ("lvis_wt", 1)]
-)
+@pytest.mark.parametrize("image", [0, 1])
 def test_final_detections(
     goldens: Path,
     golden_detector: Callable[[str], MappedCheckpoint],
@@ -95,6 +102,8 @@ def test_final_detections(
     image: int,
 ) -> None:
     """Near-equal scores swap places between any two float computations, so detections are matched, not aligned."""
+    if case == "coco_base" and image == 1:
+        pytest.skip("the scores of this case saturate, so its detections are weak evidence: one image will do")
     golden = Golden(goldens, case, image)
     pixels = golden_image(f"img{image}_resized_*")
     (raw,) = golden_detector(case).model.detect([pixels])

@@ -120,6 +120,7 @@ def test_box_step(
     gradients: dict[str, dict[str, list[float] | None]],
     golden_image: Callable[[str], Tensor],
     trained_columns: Tensor,
+    share_found: Callable[..., float],
 ) -> None:
     """Proposals and samples within the noise of near-equal scores; then, given the stored samples, all losses and
     the gradient of every parameter."""
@@ -144,7 +145,8 @@ def test_box_step(
     for i, (proposals, ours) in enumerate(zip(seen["proposals"], seen["sampled"], strict=True)):
         assert len(proposals.boxes_xyxy) == step[f"box/rpn{i}/n"]
         np.testing.assert_allclose(proposals.logits[:200], step[f"box/rpn{i}/top200_logits"], atol=1e-4)
-        np.testing.assert_allclose(proposals.boxes_xyxy[:200], step[f"box/rpn{i}/top200_boxes"], atol=2e-2)
+        best = (step[f"box/rpn{i}/top200_boxes"], step[f"box/rpn{i}/top200_logits"])
+        assert share_found(proposals.boxes_xyxy, proposals.logits, *best) >= 0.98
         assert ours.class_ids.tolist() == stored[i].class_ids.tolist()
         same = (ours.boxes_xyxy - stored[i].boxes_xyxy).abs().amax(dim=1) < 2e-2
         # Float noise swaps neighbours of near-equal score, which shifts a few background samples by one rank.

@@ -18,6 +18,7 @@ VERBS = {
     "train": "a recipe; the same command resumes",
     "evaluate": "a checkpoint or a results file under a named protocol",
     "detect": "find things by name in pictures",
+    "convert": "an official checkpoint (.pth) to safetensors, safely",
     "search": "regions of a label store by text",
     "doctor": "check a data set, a store, a checkpoint or the machine",
 }

@@ -236,7 +236,7 @@ def _load_open_clip(name: str, device: torch.device) -> ClipTeacher:
         raise TeacherError(f"no weights file {weights} for CLIP {model_name}")
     try:
         model = open_clip.create_model(model_name, pretrained=weights, require_pretrained=True)
-    except Exception as error:  # noqa: BLE001 - hub, network and format errors share no base class
+    except Exception as error:  # hub, network and format errors share no base class
         raise TeacherError(
             f"cannot load CLIP {name}: {str(error).splitlines()[0]} "
             "(without a network give local weights as MODEL:FILE)"

@@ -101,12 +101,13 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         model.load_state_dict(_below("model.", tensors))
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({_one_line(error)})") from None
-    momentum = _below("momentum.", tensors)
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
-        if name in momentum:
-            # empty_like keeps the parameter's memory layout and device.
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter.detach()).copy_(momentum[name])
+        for key, value in _below(f"optimizer.{name}:", tensors).items():
+            if value.shape == parameter.shape:
+                # empty_like keeps the parameter's memory layout and device.
+                value = torch.empty_like(parameter.detach()).copy_(value)
+            optimizer.state[parameter][key] = value
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
@@ -125,9 +126,9 @@ def sync(path: Path) -> None:
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = momentum
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{name}:{key}"] = value
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()

@@ -10,32 +10,33 @@ from ovbridge.errors import CheckpointError
 from ovbridge.training.checkpoint import TrainingState, complete_checkpoints, resume_latest, save_checkpoint
 
 
-def _parts(seed: int) -> tuple[nn.Module, torch.optim.SGD]:
+def _parts(seed: int, kind: str = "sgd") -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return model, optimizer
+    if kind == "adamw":
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 
-def _step(model: nn.Module, optimizer: torch.optim.SGD) -> None:
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     model(torch.randn(2, 3, 5, 5)).square().sum().backward()
     optimizer.step()
 
 
-def test_resumed_run_continues_exactly(tmp_path: Path) -> None:
-    model, optimizer = _parts(0)
+@pytest.mark.parametrize(("kind", "moment"), [("sgd", "momentum_buffer"), ("adamw", "exp_avg_sq")])
+def test_resumed_run_continues_exactly(tmp_path: Path, kind: str, moment: str) -> None:
+    model, optimizer = _parts(0, kind)
     _step(model, optimizer)
     save_checkpoint(tmp_path, model, optimizer, TrainingState(step=1, batches={"at": [3, 4]}, skipped_steps=2), keep=2)
     _step(model, optimizer)
-    other, other_optimizer = _parts(1)
+    other, other_optimizer = _parts(1, kind)
     state = resume_latest(tmp_path, other, other_optimizer)
     assert state == TrainingState(step=1, batches={"at": [3, 4]}, skipped_steps=2)
     _step(other, other_optimizer)  # the global random state is part of the checkpoint: the same randn
     for name, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
-    momentum = next(iter(other_optimizer.state.values()))["momentum_buffer"]
-    assert momentum.is_contiguous(memory_format=torch.channels_last)
+    assert next(iter(other_optimizer.state.values()))[moment].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

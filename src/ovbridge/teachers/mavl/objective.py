@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 
@@ -94,6 +93,8 @@ def match(
 
     The Hungarian assignment of least L1 - GIoU - objectness cost, each box repeated (as often as queries allow).
     """
+    from scipy.optimize import linear_sum_assignment  # not needed to propose, and slow to import
+
     n, q = objectness_NQ.shape
     assigned = np.full((n, q), -1, dtype=np.int64)
     l1 = torch.cdist(boxes_NQ4, targets.boxes, p=1)
