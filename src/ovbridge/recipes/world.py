@@ -33,7 +33,7 @@ def world_base() -> RunConfig:
         recipe="world_base",
         stage=replace(STAGES["base"], batch_norm="train"),
         detector=world_r18_fpn(embedding_dim=EMBEDDING_DIM),
-        loop=LoopConfig(steps=400, save_every=100, log_every=10),
+        loop=LoopConfig(steps=300, save_every=100, log_every=10),
         data=DataConfig(
             annotations="annotations/instances_train2017_base.json",
             label_images="image_labels",
@@ -43,15 +43,16 @@ def world_base() -> RunConfig:
         ),
         batches=BatchConfig(det=16, cls=32, ratio=(1.0, 2.0), det_transform=pixels, cls_transform=pixels),
         optim=OptimConfig(
-            learning_rate=0.02,
+            optimizer="adamw",
+            learning_rate=1e-3,
+            weight_decay=0.02,
             schedule="cosine",
             warmup_steps=50,
             warmup_factor=0.01,
-            clip_norm=10.0,
+            clip_norm=5.0,
             decay_norms_and_biases=False,
             keep_zero_gradients=False,
         ),
-        test_size=(128, 214),
         # The mean over D elements shrinks with 1/sqrt(D) for unit rows: 15 at 512 is about 40 at 64.
         losses=LossWeights(rkd_l1=40.0, rkd_relation=1.0),
         init=str(BUILTIN_BACKBONE),
@@ -80,4 +81,13 @@ def world_rkd_pis_wt() -> RunConfig:
 
 def _at(stage: Stage) -> RunConfig:
     detector = world_r18_fpn(embedding_dim=EMBEDDING_DIM, transfer=stage.projection == "transfer")
-    return replace(world_base(), recipe=f"world_{stage.name}", stage=stage, detector=detector, init="")
+    base = world_base()
+    return replace(
+        base,
+        recipe=f"world_{stage.name}",
+        stage=stage,
+        detector=detector,
+        loop=replace(base.loop, steps=250),
+        optim=replace(base.optim, learning_rate=5e-4),
+        init="",
+    )

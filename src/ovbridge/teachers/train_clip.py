@@ -106,10 +106,10 @@ def train_clip(
             positive, ignore = _pair_masks(texts, crops.class_ids[chosen], is_name)
             image = F.normalize(model.encode_image(pixels), dim=1)  # type: ignore[operator]
             text = F.normalize(model.encode_text(tokens), dim=1)  # type: ignore[operator]
-            scale = model.logit_scale.exp().clamp(max=100.0)  # type: ignore[operator, union-attr]
+            scale = model.logit_scale.exp().clamp(max=100.0)  # type: ignore[operator]
             loss = contrastive_loss(image, text, scale, positive.to(device), ignore.to(device))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

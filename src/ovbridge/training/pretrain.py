@@ -66,7 +66,9 @@ class LabelledObjects:
         """Every object but those of the excluded roles; raises DataError for unreadable files."""
         dataset = CocoDataset.load(annotations)
         excluded = [c for role in exclude_roles for c in dataset.vocabulary.columns(role)]
-        pictures, owners, boxes, class_ids = [], [], [], []
+        pictures: list[Image.Image] = []
+        owners: list[int] = []
+        boxes, class_ids = [], []
         for record in track(dataset.images, "read", len(dataset.images)):
             keep = ~np.isin(record.class_ids, excluded)
             if not keep.any():
@@ -112,7 +114,7 @@ def pretrain_backbone(detector: DetectorConfig, objects: LabelledObjects, config
     if not isinstance(body, nn.Module) or pixels.order != "rgb":
         raise ConfigError(f"detector {detector.name} has no RGB pyramid backbone to pretrain")
     torch.manual_seed(config.seed)
-    heads = nn.ModuleList(nn.Linear(width, int(objects.class_ids.max()) + 1) for width in body.channels)  # type: ignore[arg-type, union-attr]
+    heads = nn.ModuleList(nn.Linear(width, int(objects.class_ids.max()) + 1) for width in body.channels)
     parameters = [*body.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -120,7 +122,7 @@ def pretrain_backbone(detector: DetectorConfig, objects: LabelledObjects, config
     )
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixels.mean, pixels.std))
     rng = np.random.default_rng(config.seed)
-    body.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    body.to(memory_format=torch.channels_last).train()
     accuracy = 0.0
     with Ticker("pretrain backbone", config.steps) as tick:
         for _ in range(config.steps):
@@ -132,7 +134,7 @@ def pretrain_backbone(detector: DetectorConfig, objects: LabelledObjects, config
             logits = [head(x) for head, x in zip(heads, pooled, strict=True)]
             loss = torch.stack([F.cross_entropy(each, class_ids_B, label_smoothing=0.1) for each in logits]).sum()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             right = float((logits[-1].argmax(dim=1) == class_ids_B).float().mean())
