@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from ovbridge.console import Ticker, stdout, track
 from ovbridge.data.coco import CocoDataset
 from ovbridge.detector import build_detector, world_r18_fpn
+from ovbridge.detector.backbone import ResNet
 from ovbridge.detector.config import DetectorConfig
 from ovbridge.errors import ConfigError
 from ovbridge.images import read_image
@@ -111,7 +112,7 @@ def pretrain_backbone(detector: DetectorConfig, objects: LabelledObjects, config
     """
     model = build_detector(detector, torch.eye(detector.projection.embedding_dim), seed=config.seed)
     body, pixels = model.backbone.body, detector.pixels
-    if not isinstance(body, nn.Module) or pixels.order != "rgb":
+    if not isinstance(body, ResNet) or pixels.order != "rgb":
         raise ConfigError(f"detector {detector.name} has no RGB pyramid backbone to pretrain")
     torch.manual_seed(config.seed)
     heads = nn.ModuleList(nn.Linear(width, int(objects.class_ids.max()) + 1) for width in body.channels)
