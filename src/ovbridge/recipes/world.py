@@ -55,6 +55,7 @@ def world_base() -> RunConfig:
         ),
         # The mean over D elements shrinks with 1/sqrt(D) for unit rows: 15 at 512 is about 40 at 64.
         losses=LossWeights(rkd_l1=40.0, rkd_relation=1.0),
+        test_size=(128, 214),
         init=str(BUILTIN_BACKBONE),
     )
 

@@ -25,7 +25,7 @@ def regions(generator: torch.Generator) -> Tensor:
         ]
     )
     boxes = torch.cat([corner, corner + size], dim=1)
-    owner = torch.randint(0, 2, (65, 1), generator=generator).float()
+    owner = torch.randint(0, 2, (66, 1), generator=generator).float()
     return torch.cat([owner, torch.cat([boxes, special])], dim=1)
 
 
