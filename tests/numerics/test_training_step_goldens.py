@@ -99,7 +99,9 @@ def _check_gradients(
         part = step.get(f"{kind}/grad/{official}")
         if part is not None:
             got = parameter.grad.flatten(1)[:4, :48] if parameter.ndim > 1 else parameter.grad[: len(part)]
-            np.testing.assert_allclose(got.numpy(), part, rtol=2e-3, atol=2e-3 * np.abs(part).max(), err_msg=name)
+            # Deep in the backbone single elements move by half a per cent of the largest: rounding turns a ReLU on or
+            # off. In float64 ours and the official figures agree ten times better.
+            np.testing.assert_allclose(got.numpy(), part, rtol=2e-3, atol=1e-2 * np.abs(part).max(), err_msg=name)
     assert {name for name, value in norms.items() if value is not None} <= seen
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovbridge.detector.backbone import PyramidBackbone, ResNet
 from ovbridge.detector.classifier import CosineClassifier
@@ -156,8 +156,3 @@ def to_weight_transfer(
         mask_head=model.mask_head,
     )
     return transferred.train(model.training)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of parameters, trained and frozen."""
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -5,8 +5,6 @@ Legend: R regions, F region feature, D embedding, H hidden. Section 3.4 of arXiv
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,11 +61,6 @@ class WeightTransferProjection(nn.Module):
         """[R, F] → embedding [R, D] under the frozen `W_D`: distillation trains the region features only."""
         embedding: Tensor = self.linear(region_RF)
         return embedding
-
-    def new_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that a checkpoint with a linear projection does not have."""
-        for layer in (self.transfer1, self.transfer2, self.residual1, self.residual2):
-            yield from layer.parameters()
 
 
 Projection = LinearProjection | WeightTransferProjection

@@ -33,7 +33,7 @@ def world_base() -> RunConfig:
         recipe="world_base",
         stage=replace(STAGES["base"], batch_norm="train"),
         detector=world_r18_fpn(embedding_dim=EMBEDDING_DIM),
-        loop=LoopConfig(steps=300, save_every=100, log_every=10),
+        loop=LoopConfig(steps=250, save_every=100, log_every=10),
         data=DataConfig(
             annotations="annotations/instances_train2017_base.json",
             label_images="image_labels",
@@ -41,7 +41,7 @@ def world_base() -> RunConfig:
             store="labels",
             cache_in_memory=True,
         ),
-        batches=BatchConfig(det=16, cls=32, ratio=(1.0, 2.0), det_transform=pixels, cls_transform=pixels),
+        batches=BatchConfig(det=16, cls=24, ratio=(1.0, 1.5), det_transform=pixels, cls_transform=pixels),
         optim=OptimConfig(
             optimizer="adamw",
             learning_rate=1e-3,
@@ -88,7 +88,7 @@ def _at(stage: Stage) -> RunConfig:
         recipe=f"world_{stage.name}",
         stage=stage,
         detector=detector,
-        loop=replace(base.loop, steps=250),
+        loop=replace(base.loop, steps=220 if stage.image_labels else 180),
         optim=replace(base.optim, learning_rate=5e-4),
         init="",
     )
