@@ -115,6 +115,7 @@ def _stored_samples(step: dict[str, np.ndarray], image: int) -> SampledRegions:
     )
 
 
+@pytest.mark.slow
 def test_box_step(
     monkeypatch: pytest.MonkeyPatch,
     model: TwoStageDetector,

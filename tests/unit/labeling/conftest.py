@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,9 +48,14 @@ class MeanEncoder:
         return torch.tensor(rows, dtype=torch.float32).reshape(-1, 3)
 
 
+HEADER_PARSER = threading.Lock()
+"""np.load parses its header with `ast`, which CPython 3.11 cannot do in several threads at once (SystemError)."""
+
+
 def read_npy(path: Path) -> np.ndarray:
     try:
-        return np.load(path)
+        with HEADER_PARSER:
+            return np.load(path)
     except (OSError, ValueError):
         raise DataError(f"image {path} is damaged") from None
 
