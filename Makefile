@@ -57,7 +57,7 @@ format: setup
 
 lock: setup
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra hf --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url -o requirements.lock
+	  -o requirements.lock
 
 clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage htmlcov
