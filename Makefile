@@ -56,7 +56,7 @@ format: setup
 	$(BIN)/ruff format .
 
 lock: setup
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra hf --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra hf --extra serve --extra ray --extra export --extra docs --universal --python-version 3.11 --generate-hashes \
 	  -o requirements.lock
 
 clean:

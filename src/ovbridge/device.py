@@ -28,6 +28,15 @@ def bf16_pays(device: torch.device) -> bool:
     return False
 
 
+def training_precision(device: torch.device, precision: Precision) -> Precision:
+    """What "auto" means in training: bf16 where it pays, fp16 with a loss scale on older GPUs, else fp32."""
+    if precision != "auto":
+        return precision
+    if bf16_pays(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
 def autocast(device: torch.device, precision: Precision = "auto") -> AbstractContextManager[object]:
     """An autocast context for `precision`; "auto" is bf16 where it pays, else fp32."""
     if precision == "fp32" or (precision == "auto" and not bf16_pays(device)):

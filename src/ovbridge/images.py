@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ovbridge.errors import DataError
+from ovbridge.tar_members import is_there, opened
 
 MAX_PIXELS = 89_478_485
 """Above this a file is refused before it is decoded (Pillow's own limit for decompression bombs)."""
@@ -24,14 +25,15 @@ def read_image(path: str | Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Decode one file to [H, W, 3] uint8 RGB, rotated as its EXIF orientation says.
 
     Grey, palette, CMYK and 16-bit files are converted; transparency is laid over white; of an animation the
-    first frame is taken. Raises DataError if the file is missing, broken, truncated or too large.
+    first frame is taken. A part of the path may be a tar archive. Raises DataError if the file is missing, broken,
+    truncated or too large.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_there(path):
         what = "is a folder, not an image" if path.is_dir() else "does not exist"
         raise DataError(f"image {path} {what}: check the path")
     try:
-        with Image.open(path) as image:
+        with Image.open(opened(path)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(

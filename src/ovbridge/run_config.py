@@ -15,6 +15,7 @@ from ovbridge.training.loop import LoopConfig
 from ovbridge.training.objectives import LossWeights
 from ovbridge.training.optim import OptimConfig
 from ovbridge.training.stages import Stage
+from ovbridge.validation import ValidationConfig
 
 FREE_FIELDS = frozenset(
     {
@@ -31,10 +32,18 @@ FREE_FIELDS = frozenset(
         "config.loop.keep_checkpoints",
         "config.loop.log_every",
         "config.loop.prefetch",
+        "config.loop.accumulate",
+        "config.loop.checkpoint_activations",
+        "config.loop.data_timeout",
+        "config.loop.evaluate_every",
+        "config.loop.profile_steps",
+        "config.loop.tracker",
+        "config.validation",
         "version",
     }
 )
-"""Fields that may change when a run goes on: they change no weight, or (paths) their contents are compared instead."""
+"""Fields that may change when a run goes on: they change no weight but by rounding, or (paths) their contents are
+compared instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +70,8 @@ class RunConfig:
     """Classify over this many drawn classes a step (LVIS: 50); None uses all that have boxes."""
     init: str = ""
     """Checkpoint to start from; for a stage that starts from nothing, a file with a pretrained backbone, or empty."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """What to evaluate on in the course of training."""
     test_size: tuple[int, int] = (800, 1333)
     """Short side and longest side in pixels at which the trained detector is to be used; kept in the checkpoint."""
     seed: int = 0

@@ -6,12 +6,15 @@ each field says in pixels of which image.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ovbridge.errors import ConfigError
 
 if TYPE_CHECKING:
     import supervision
@@ -103,6 +106,50 @@ class Detections:
                 self.boxes_xyxy.tolist(), self.scores.tolist(), self.class_ids.tolist(), strict=True
             )
         ]
+
+    def to_yolo(self, *, width: int, height: int) -> list[str]:
+        """One line a box, "class x_centre y_centre w h score", the box in shares of a picture of this size (pixels);
+        classes count from 0."""
+        lines = []
+        for (x1, y1, x2, y2), score, class_id in zip(
+            self.boxes_xyxy.tolist(), self.scores.tolist(), self.class_ids.tolist(), strict=True
+        ):
+            shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            lines.append(" ".join([str(class_id), *(f"{share:.6f}" for share in shares), f"{score:.6f}"]))
+        return lines
+
+    def to_transformers(self) -> list[dict[str, Any]]:
+        """What transformers' zero-shot object detection pipeline returns: score, label and whole-pixel box."""
+        return [
+            {
+                "score": score,
+                "label": name,
+                "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), (int(v) for v in box), strict=True)),
+            }
+            for name, score, box in zip(self.class_names, self.scores.tolist(), self.boxes_xyxy.tolist(), strict=True)
+        ]
+
+    def to_fiftyone(self, *, width: int, height: int) -> Any:
+        """The same detections as `fiftyone.Detections`, boxes in shares of a picture of this size (pixels).
+
+        Raises ConfigError where FiftyOne is not installed.
+        """
+        try:
+            fiftyone = importlib.import_module("fiftyone")
+        except ImportError:
+            raise ConfigError("to_fiftyone needs FiftyOne: pip install fiftyone") from None
+        return fiftyone.Detections(
+            detections=[
+                fiftyone.Detection(
+                    label=name,
+                    bounding_box=[x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height],
+                    confidence=score,
+                )
+                for name, score, (x1, y1, x2, y2) in zip(
+                    self.class_names, self.scores.tolist(), self.boxes_xyxy.tolist(), strict=True
+                )
+            ]
+        )
 
     def to_supervision(self) -> supervision.Detections:
         """The same detections as `supervision.Detections`, with `data["class_name"]` filled."""

@@ -2,55 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ovbridge import __version__
-from ovbridge.config_tree import to_json
+from ovbridge.config_tree import from_json, to_json
 from ovbridge.console import stderr
 from ovbridge.detector import DetectorMetadata, TwoStageDetector, save_detector
-from ovbridge.device import default_device
+from ovbridge.errors import ConfigError
 from ovbridge.run_config import FREE_FIELDS, RunConfig
+from ovbridge.train_preparation import loss_function, prepare_model, print_memory_line
+from ovbridge.training.average import WeightAverage
 from ovbridge.training.batches import build_batches
 from ovbridge.training.inputs import TrainingInputs, fingerprint, open_inputs
-from ovbridge.training.loop import LossFunction, TrainingParts, train
-from ovbridge.training.objectives import FederatedLoss, detection_losses, image_label_losses
+from ovbridge.training.loop import TrainingParts, train
 from ovbridge.training.optim import build_optimizer
-from ovbridge.training.prefetch import Batch
+from ovbridge.training.ranks import Peers, joined_run
 from ovbridge.training.run_folder import RESULT_FILE, check_run_folder, claimed_run
+from ovbridge.training.stages import set_training_mode
 from ovbridge.training.start import starting_detector
+from ovbridge.validation import Validation
 
 FORMAT = "ovbridge-run-1"
+EXIT_REFUSED = 2
+"""Exit code of the processes whose first peer refuses the run and says why."""
 
 
 def train_run(config: RunConfig, out: Path, *, device: torch.device | None = None) -> Path:
     """Train what `config` describes into `out` and return `out/detector.safetensors`.
 
     Called again after a kill it goes on from the newest checkpoint, called on a finished run it returns at once.
+    Started by torchrun or srun, this process trains together with its peers; the first one writes.
     Raises ConfigError where `out` holds another run, TrainingInterrupted after Ctrl-C (state saved), and the
     OVBridgeError of whatever input is missing or does not fit.
     """
+    with joined_run() as (peers, own_device):
+        return _train(config, out, device or own_device, peers)
+
+
+def _train(config: RunConfig, out: Path, device: torch.device, peers: Peers) -> Path:
     inputs = open_inputs(config.data, config.stage, with_masks=config.detector.mask is not None)
-    with claimed_run(out, run_record(config, inputs), may_differ=FREE_FIELDS):
+    with _claimed_by_first(out, run_record(config, inputs), peers):
         result = out / RESULT_FILE
         if result.exists():
-            stderr.print(f"{result} is there already: this run is finished", markup=False)
+            if peers.ranks.is_first:
+                stderr.print(f"{result} is there already: this run is finished", markup=False)
             return result
-        device = device or default_device()
-        batches = build_batches(inputs, config.data, config.stage, config.batches, seed=config.seed)
+        ranks = peers.ranks
+        batches = build_batches(
+            inputs,
+            config.data,
+            config.stage,
+            config.batches,
+            seed=config.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
         init = Path(config.init) if config.init else None
         model = starting_detector(config.detector, config.stage, inputs.bank, init, seed=config.seed).to(device)
         if config.loop.channels_last:
             model = model.to(memory_format=torch.channels_last)
+        if ranks.is_first:
+            print_memory_line(config, inputs, model, world_size=ranks.world_size)
+        prepare_model(model, config, peers)
+        average = WeightAverage(model, config.loop.ema_decay) if config.loop.ema_decay else None
+        metadata = _metadata(config, inputs)
         parts = TrainingParts(
             model=model,
             optimizer=build_optimizer(model, config.optim),
             batches=batches,
             losses=loss_function(config, inputs),
+            average=average,
+            evaluate=_validation(config, out, model, metadata),
         )
         train(
             parts,
@@ -60,9 +87,52 @@ def train_run(config: RunConfig, out: Path, *, device: torch.device | None = Non
             seed=config.seed,
             stage=config.stage.name,
             resume_hint="repeat the same command to go on",
+            peers=peers,
         )
-        save_detector(result, model, _metadata(config, inputs))
+        if ranks.is_first:
+            with average.in_place_of(model) if average is not None else nullcontext():
+                save_detector(result, model, metadata)
+        peers.wait()
     return result
+
+
+@contextmanager
+def _claimed_by_first(out: Path, record: dict[str, Any], peers: Peers) -> Iterator[None]:
+    """Hold the run folder in the first process, for all; the others leave quietly where it cannot be held."""
+    with ExitStack() as stack:
+        refusal = None
+        if peers.ranks.is_first:
+            try:
+                stack.enter_context(claimed_run(out, record, may_differ=FREE_FIELDS, upgrade=with_new_fields))
+            except ConfigError as error:
+                refusal = error
+        refused = peers.any(refusal is not None)
+        if refusal is not None:
+            raise refusal
+        if refused:
+            raise SystemExit(EXIT_REFUSED)
+        yield
+
+
+def with_new_fields(record: dict[str, Any]) -> dict[str, Any]:
+    """A run's record with the settings that its version did not have yet, at their defaults."""
+    try:
+        return {**record, "config": to_json(from_json(RunConfig, record["config"]))}
+    except ConfigError:
+        return record
+
+
+def _validation(config: RunConfig, out: Path, model: TwoStageDetector, metadata: DetectorMetadata) -> Validation | None:
+    if not config.validation.annotations or not config.loop.evaluate_every:
+        return None
+    return Validation(
+        config.validation,
+        Path(config.data.root),
+        out,
+        model,
+        metadata,
+        back_to_training=lambda: set_training_mode(model, config.stage.batch_norm),
+    )
 
 
 def run_record(config: RunConfig, inputs: TrainingInputs) -> dict[str, Any]:
@@ -81,33 +151,6 @@ def run_record(config: RunConfig, inputs: TrainingInputs) -> dict[str, Any]:
             "teachers": inputs.origins(),
         },
     }
-
-
-def loss_function(config: RunConfig, inputs: TrainingInputs) -> LossFunction:
-    """The losses of the stage as a function of (model, batch, generator)."""
-    weights = config.losses
-    if not config.stage.region_distillation:
-        weights = replace(weights, rkd_l1=0.0, rkd_relation=0.0)
-    image_counts_K = torch.from_numpy(inputs.coco.image_counts())
-    trained_columns_K = image_counts_K > 0
-    federated = None
-    if config.federated_classes is not None:
-        federated = FederatedLoss(frequency_weight_K=image_counts_K.float().sqrt(), classes=config.federated_classes)
-
-    def losses(model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        assert isinstance(model, TwoStageDetector)
-        if batch.kind == "cls":
-            return image_label_losses(model, batch.images, weights=weights)
-        return detection_losses(
-            model,
-            batch.images,
-            weights=weights,
-            trained_columns_K=trained_columns_K,
-            federated=federated,
-            generator=generator,
-        )
-
-    return losses
 
 
 def _metadata(config: RunConfig, inputs: TrainingInputs) -> DetectorMetadata:
@@ -134,7 +177,7 @@ def plan_run(config: RunConfig, out: Path) -> dict[str, Any]:
     Raises as `train_run` does.
     """
     inputs = open_inputs(config.data, config.stage, with_masks=config.detector.mask is not None)
-    check_run_folder(out, run_record(config, inputs), may_differ=FREE_FIELDS)
+    check_run_folder(out, run_record(config, inputs), may_differ=FREE_FIELDS, upgrade=with_new_fields)
     batches = build_batches(inputs, config.data, config.stage, config.batches, seed=config.seed)
     init = Path(config.init) if config.init else None
     model = starting_detector(config.detector, config.stage, inputs.bank, init, seed=config.seed)
@@ -148,4 +191,5 @@ def plan_run(config: RunConfig, out: Path) -> dict[str, Any]:
         "teachers": inputs.origins(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "learning_parameters": learning,
+        "detector": to_json(model.config),
     }

@@ -80,7 +80,7 @@ def test_name_without_an_embedding(checkpoint: Path, picture: Path, capsys: pyte
 
 def test_unknown_words(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'ovbridge detect'" in _in_process(capsys, "detcet", picture)
-    assert "--checkpoint is required" in _in_process(capsys, "detect", picture)
+    assert "--out is required" in _in_process(capsys, "export")
     assert "perhaps --names" in _in_process(capsys, "detect", picture, "--checkpoint", "x", "--nmaes", "mug")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ovbridge.cli.convert import convert
@@ -16,6 +17,7 @@ from ovbridge.detector import coco_r50_c4, load_detector, lvis_r50_fpn
 from ovbridge.detector.build import empty_detector
 from ovbridge.detector.checkpoint_map import FREQUENCY, TEXT, official_name
 from ovbridge.detector.config import DetectorConfig
+from ovbridge.detector.pretrained import read_backbone_header
 from ovbridge.errors import CheckpointError, OVBridgeError, VocabularyError
 from ovbridge.vocabulary.coco_names import COCO_OVD
 
@@ -151,3 +153,63 @@ def test_other_faults_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(OVBridgeError, match="choose another name"):
         convert(tmp_path / "a.pth", tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def backbone_table() -> dict[str, Tensor]:
+    """Names of a torchvision ResNet with one narrow bottleneck a stage."""
+    table = {"conv1.weight": torch.ones(8, 3, 7, 7), "fc.weight": torch.ones(5, 32), "fc.bias": torch.ones(5)}
+    shapes = {"conv1": (4, 1, 1), "conv2": (4, 3, 3), "conv3": (32, 1, 1)}
+    norms = {"bn1": 8}
+    for layer in range(1, 5):
+        inputs = 8 if layer == 1 else 32
+        for i, (name, (outputs, *kernel)) in enumerate(shapes.items(), start=1):
+            table[f"layer{layer}.0.{name}.weight"] = torch.ones(outputs, inputs if i == 1 else 4, *kernel)
+            norms[f"layer{layer}.0.bn{i}"] = outputs
+        table[f"layer{layer}.0.downsample.0.weight"] = torch.ones(32, inputs, 1, 1)
+        norms[f"layer{layer}.0.downsample.1"] = 32
+    for name, width in norms.items():
+        table |= {f"{name}.{part}": torch.ones(width) for part in ("weight", "bias", "running_mean", "running_var")}
+        table[f"{name}.num_batches_tracked"] = torch.tensor(1)
+    return table
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors", "pkl"])
+def test_imagenet_backbones(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    table, source, target = backbone_table(), tmp_path / f"in.{form}", tmp_path / "out.safetensors"
+    if form == "pth":
+        write(source, table)
+    elif form == "safetensors":
+        save_file(table, source)
+    else:
+        source.write_bytes(pickle.dumps({name: value.numpy() for name, value in table.items()}, protocol=2))
+    for _ in range(2):
+        convert(source, target, json=True)
+        report = json.loads(capsys.readouterr().out)
+    assert (report["architecture"], report["depths"], report["stride_in_1x1"]) == ("backbone", [1, 1, 1, 1], False)
+    assert report["pixels"]["order"] == "rgb"
+    assert report["tensors"]["used"] + len(report["tensors"]["reported"]) == len(table)
+    assert report["tensors"]["reported"]["fc.bias"] == "classifier of ImageNet's classes: not needed"
+    header = read_backbone_header(target)
+    assert header is not None
+    assert (header.stem_channels, header.channels) == (8, (32, 32, 32, 32))
+    convert(source, target)
+    assert "stride in the 3x3" in capsys.readouterr().out
+    (tmp_path / "mine.safetensors").write_text("notes")
+    with pytest.raises(CheckpointError, match="is no backbone of ours"):
+        convert(source, tmp_path / "mine.safetensors")
+
+
+def test_a_hostile_pkl_executes_nothing(tmp_path: Path) -> None:
+    witness, source = tmp_path / "witness", tmp_path / "R-50.pkl"
+    source.write_bytes(pickle.dumps({"blobs": {"conv1_w": Hostile(witness)}}, protocol=2))
+    with pytest.raises(CheckpointError, match="nothing in it was executed"):
+        convert(source, tmp_path / "out.safetensors")
+    assert not witness.exists()
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_mavl_is_recognised(tmp_path: Path) -> None:
+    content = {"model": {"transformer.level_embed": torch.zeros(4, 256), "class_embed.1.bias": torch.zeros(2)}}
+    with pytest.raises(CheckpointError, match="does not fit its architecture"):
+        convert(write(tmp_path / "in.pth", content), tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()

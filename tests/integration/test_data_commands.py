@@ -55,7 +55,7 @@ def test_prepare_coco_ovd(data, tmp_path, capsys):
     assert "does not exist" in _error_of(
         capsys, "prepare", "coco-ovd", "--annotations", tmp_path, "--out", tmp_path / "x"
     )
-    assert "coco-captions" in _error_of(capsys, "prepare", "imagenet")
+    assert "imagenet-lvis" in _error_of(capsys, "prepare", "imagenet")
 
 
 def test_prepare_captions_needs_both_lvis_files(data, tmp_path, capsys):

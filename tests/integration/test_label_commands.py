@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,11 @@ def test_search_outlives_the_images(ovbridge, images: Path, tmp_path: Path) -> N
     ("words", "said"),
     [
         (["label", "regions", "--images", "absent", "--store", "S"], "absent does not exist"),
-        (["label", "regions", "--images", "IMAGES", "--store", "S", "--engine", "ray"], "ray is not available"),
+        (["label", "regions", "--images", "IMAGES", "--store", "S", "--teachers", "2"], "--engine ray"),
+        (["label", "regions", "--images", "IMAGES", "--store", "S", "--proposer", "boxes:absent.json"], "absent.json"),
+        (["label", "regions", "--images", "IMAGES", "--store", "S", "--proposer", "rpn:absent.safetensors"], "absent"),
+        (["label", "regions", "--images", "IMAGES", "--store", "S", "--crop-rule", "masked"], "cannot mask"),
+        (["label", "all", "--images", "IMAGES", "--annotations", "absent.json", "--store", "S"], "absent.json"),
         (["label", "regions", "--images", "IMAGES", "--store", "S", "--shard", "2/2"], "--shard 2/2"),
         (["label", "regions", "--images", "IMAGES", "--store", "S", "--device", "abacus"], "abacus"),
         (["label", "regions", "--images", "IMAGES"], "--store"),
@@ -206,6 +211,44 @@ def test_mistakes_are_one_line_and_exit_2(ovbridge, images: Path, tmp_path: Path
     assert said in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "S").exists()
+
+
+def test_ray_that_is_not_installed_is_said(ovbridge, images: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, _, err = ovbridge("label", "regions", "--images", images, "--store", tmp_path / "S", "--engine", "ray")
+    assert code == 2
+    assert "pip install 'ovbridge[ray]'" in err
+    assert not (tmp_path / "S").exists()
+
+
+def test_all_makes_both_tables_in_one_pass(ovbridge, images: Path, tmp_path: Path) -> None:
+    file = coco(tmp_path, [{"pos_category_ids": [3, 5]}, {"pos_category_ids": [5]}], [], categories=True)
+    store = tmp_path / "store"
+    words = ["--images", images, "--annotations", file, "--store", store, "--json"]
+    summary = result(ovbridge("label", "all", *words))
+    assert (summary["images"], summary["labelled"], summary["failed"]) == (4, 4, 0)
+    opened = LabelStore.open(store)
+    assert opened.regions(["0.png"])["0.png"].boxes_xyxy.tolist() == [list(BOXES["red"])]
+    assert opened.tags(["1.png"], Vocabulary.of_names(["green"]))["1.png"].boxes_xyxy.tolist() == [list(BOXES["green"])]
+    status = result(ovbridge("label", "status", store, "--json"))
+    assert (status["regions"]["images"], status["tags"]["images"]) == (4, 2)
+    assert result(ovbridge("label", "regions", "--images", images, "--store", store, "--json"))["labelled"] == 0
+
+
+def test_boxes_from_a_file_stand_in_for_a_proposer(ovbridge, images: Path, tmp_path: Path) -> None:
+    boxes = {"trained_on": "nothing at all", "images": {f"{i}.png": {"boxes": [[1, 2, 21, 12]]} for i in (0, 1, 3)}}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    store = tmp_path / "store"
+    words = ["label", "regions", "--images", images, "--store", store, "--proposer", f"boxes:{tmp_path}/boxes.json"]
+    code, _, err = ovbridge(*words)
+    assert code == 2  # more/2.png is not in the file: one of four failed
+    assert "1 of 4 images failed" in err
+    summary = result(ovbridge(*words, "--max-failed", "0.3", "--json"))
+    assert summary["failures"] == {"more/2.png": "teacher: LookupError: no boxes stored for this image"}
+    assert LabelStore.open(store).regions(["0.png"])["0.png"].boxes_xyxy.tolist() == [[1, 2, 21, 12]]
+    assert LabelStore.open(store).manifest("regions").proposer_trained_on == "nothing at all"
+    code, out, _ = ovbridge("label", "status", store)
+    assert "trained on: nothing at all" in out
 
 
 def test_wrong_image_folder_is_said_before_any_work(ovbridge, images: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ovbridge.detector.boxes import decode_boxes, pairwise_iou
 from ovbridge.detector.checkpoint_map import FREQUENCY, MappedCheckpoint
 from ovbridge.detector.detector import TwoStageDetector
 from ovbridge.detector.pooling import batch_rois
+from ovbridge.detector.projection import WeightTransferProjection
 
 LEVELS = {"coco": ("res4",), "lvis": ("p2", "p3", "p4", "p5", "p6")}
 
@@ -64,6 +65,12 @@ def test_fixed_boxes_and_proposals(
         for i, level in enumerate(LEVELS[case[:4]]):
             golden.check(f"feat_{level}_slice", encoded.features[i][0, :24, 2:10, 3:11])
             golden.check(f"feat_{level}_border", encoded.features[i][0, :24, :, -1])
+            golden.check(f"feat_{level}_chmean", encoded.features[i][0].mean(dim=(1, 2)))
+            height, width = encoded.features[i].shape[2:]
+            logits = predictions.logits[i].reshape(height, width, -1).permute(2, 0, 1)
+            deltas = predictions.deltas[i].reshape(height, width, -1).permute(2, 0, 1)
+            golden.check(f"rpn_{level}_obj_slice", logits[:, 2:8, 3:9])
+            golden.check(f"rpn_{level}_delta_slice", deltas[:, 2:8, 3:9])
             golden.check(f"anchors_{level}_head", predictions.anchors[i][:20], atol=0, rtol=1e-7)
             assert len(predictions.anchors[i]) == golden[f"anchors_{level}_n"]
         limits = model.config.rpn
@@ -84,6 +91,9 @@ def _check_fixed_boxes(model: TwoStageDetector, golden: Golden, features: list[T
     region = head.trunk(features, rois)
     golden.check("fixed_region_feat", region)
     golden.check("fixed_linear", head.projection.distilled(region))
+    if isinstance(head.projection, WeightTransferProjection):
+        golden.check("fixed_cls_embed", head.projection(region))
+        golden.check("transfer_weights_slice", head.projection.transferred_weight()[:16, :64])
     golden.check("fixed_rkd_embed", head.distilled_unit_embeddings(region))
     golden.check("fixed_logits", head.classifier.with_background(head.logits(region)))
     deltas = head.box_regressor(region)
@@ -97,6 +107,7 @@ def _check_fixed_boxes(model: TwoStageDetector, golden: Golden, features: list[T
     ("case", "image"),
     [
         pytest.param("coco_base", 0, marks=pytest.mark.slow),
+        pytest.param("coco_base", 1, marks=pytest.mark.slow),
         ("coco_wt", 0),
         pytest.param("coco_wt", 1, marks=pytest.mark.slow),
         ("lvis_wt", 0),

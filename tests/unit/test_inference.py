@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 import ovbridge
-from ovbridge import inference
 from ovbridge.detector import DetectorMetadata, build_detector, save_detector, world_r18_fpn
+from ovbridge.detector.example_matching import EXAMPLE_MIDPOINT, EXAMPLE_SCALE
 from ovbridge.errors import CheckpointError, ConfigError, DataError, TeacherError, VocabularyError
-from ovbridge.inference import Detector
+from ovbridge.inference import Detector, Tiling
+from ovbridge.inference import detector as detector_module
+from ovbridge.structures import Detections
 from ovbridge.vocabulary import TextBank, Vocabulary
 
 NAMES = ("mug", "kite", "bell")
@@ -29,6 +34,13 @@ class FakeEncoder:
         self.asked.append(tuple(names))
         rows = [torch.randn(DIM, generator=torch.Generator().manual_seed(sum(map(ord, n)) + self.salt)) for n in names]
         return TextBank(names=tuple(names), embeddings_KD=torch.stack(rows), encoder="fake", templates=tuple(templates))
+
+    def embed_crops(self, crops: Sequence[np.ndarray]) -> torch.Tensor:
+        """As long as the crop's mean is high, in a direction that its parity decides."""
+        rows = torch.zeros(len(crops), DIM)
+        for row, crop in zip(rows, crops, strict=True):
+            row[int(crop.mean()) % DIM] = float(crop.mean())
+        return rows
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +144,7 @@ def test_new_name_asks_the_encoder_once(checkpoint: Path, picture: np.ndarray) -
 
 
 def test_many_new_names_do_not_fill_the_memory(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "_REMEMBERED_NAMES", 2)
+    monkeypatch.setattr(detector_module, "_REMEMBERED_NAMES", 2)
     first = detector.text_rows(["a", "b", "mug"])
     assert detector.text_rows(["c", "a"]).shape == (2, DIM)
     torch.testing.assert_close(detector.text_rows(["a"])[0], first[0])
@@ -178,3 +190,99 @@ def test_bad_sources(checkpoint: Path, tmp_path: Path) -> None:
         Detector.load(tmp_path / "x.safetensors")
     with pytest.raises(ConfigError, match="cannot be used"):
         Detector.load(checkpoint, "no-such-device")
+
+
+def test_synonyms_score_as_the_best_of_them(detector: Detector, picture: np.ndarray) -> None:
+    together = detector.detect(picture, ["mug|kite", "bell"], score_threshold=0.0, max_detections=300)
+    apart = detector.detect(picture, ["mug", "kite"], score_threshold=0.0, max_detections=300)
+    assert together.names == ("mug", "bell")
+    first = together.select(together.class_ids == 0)
+    # Greedy suppression over all of "mug" and "kite" together, done by hand.
+    kept: list[int] = []
+    for i in range(len(apart)):
+        if not kept or float(box_iou(apart.boxes_xyxy[[i]], apart.boxes_xyxy[kept]).max()) <= 0.5:
+            kept.append(i)
+    n = min(10, len(kept), len(first))
+    torch.testing.assert_close(first.scores[:n], apart.scores[kept[:n]])
+    torch.testing.assert_close(first.boxes_xyxy[:n], apart.boxes_xyxy[kept[:n]])
+
+
+def test_a_class_may_have_its_own_threshold(detector: Detector, picture: np.ndarray) -> None:
+    free = detector.detect(picture, ["mug", "kite"], score_threshold=0.0, max_detections=300)
+    cut = float(free.scores[free.class_ids == 1].median())
+    found = detector.detect(picture, ["mug", f"kite={cut}"], score_threshold=0.0, max_detections=300)
+    assert float(found.scores[found.class_ids == 1].min()) > cut
+    torch.testing.assert_close(found.scores[found.class_ids == 1].max(), free.scores[free.class_ids == 1].max())
+    none = detector.detect(picture, ["mug=1", "kite=1"], score_threshold=0.0)
+    assert len(none) == 0
+
+
+def test_example_scores_follow_the_cosine_with_the_distilled_embedding(
+    detector: Detector, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crops = [np.full((5, 5, 3), 19, np.uint8), np.full((5, 9, 3), 20, np.uint8)]
+    row_D = torch.zeros(DIM)
+    row_D[3] = row_D[4] = 0.5**0.5
+    torch.testing.assert_close(detector.example_row(crops), row_D)
+    found = detector.detect(picture, like={"cup": crops}, score_threshold=0.0, max_detections=5)
+    assert found.names == ("cup",)
+    pooled_from: list[torch.Tensor] = []
+    head = detector.model.roi_head
+    distilled = type(head).distilled_unit_embeddings
+    monkeypatch.setattr(
+        type(head),
+        "distilled_unit_embeddings",
+        lambda self, x: pooled_from.append(distilled(self, x)) or pooled_from[0],
+    )
+    detector.detect(picture, like={"cup": crops}, score_threshold=0.0, max_detections=5)
+    best = torch.sigmoid(EXAMPLE_SCALE * ((pooled_from[0] @ row_D).max() - EXAMPLE_MIDPOINT))
+    torch.testing.assert_close(found.scores[0], best)
+
+
+def test_examples_mix_with_names(detector: Detector, picture: np.ndarray) -> None:
+    crops = [np.full((5, 5, 3), 19, np.uint8)]
+    text = detector.detect(picture, ["mug", "kite"], score_threshold=0.0, max_detections=300)
+    mixed = detector.detect(
+        picture, ["mug", "kite"], like={"cup": crops, "kite": crops}, score_threshold=0.0, max_detections=300
+    )
+    assert mixed.names == ("mug", "kite", "cup")
+    torch.testing.assert_close(mixed.scores[mixed.class_ids == 0].max(), text.scores[text.class_ids == 0].max())
+    with pytest.raises(VocabularyError, match="no example crop for 'cup'"):
+        detector.detect(picture, like={"cup": []})
+
+
+def test_text_encoder_without_pictures_is_refused(checkpoint: Path, picture: np.ndarray) -> None:
+    class TextOnly:
+        embed_names = FakeEncoder().embed_names
+
+    detector = Detector.load(checkpoint, "cpu", text_encoder=TextOnly())
+    with pytest.raises(TeacherError, match="embeds no pictures"):
+        detector.detect(picture, like={"cup": [picture]})
+
+
+def test_tiles_of_the_whole_size_change_nothing(detector: Detector, picture: np.ndarray) -> None:
+    plain = detector.detect(picture, score_threshold=0.2)
+    tiled = detector.detect(picture, score_threshold=0.2, tiling=Tiling(size=400))
+    torch.testing.assert_close(tiled.boxes_xyxy, plain.boxes_xyxy)
+
+
+def test_detections_as_other_libraries_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Detections(
+        boxes_xyxy=torch.tensor([[10.0, 20.0, 30.6, 60.0]]),
+        scores=torch.tensor([0.75]),
+        class_ids=torch.tensor([1]),
+        names=("mug", "kite"),
+    )
+    assert found.to_transformers() == [
+        {"score": 0.75, "label": "kite", "box": {"xmin": 10, "ymin": 20, "xmax": 30, "ymax": 60}}
+    ]
+    assert found.to_yolo(width=100, height=80) == ["1 0.203000 0.500000 0.206000 0.500000 0.750000"]
+    assert found.to_supervision().data["class_name"].tolist() == ["kite"]
+    monkeypatch.setitem(sys.modules, "fiftyone", None)
+    with pytest.raises(ConfigError, match="pip install fiftyone"):
+        found.to_fiftyone(width=100, height=80)
+    fake = types.SimpleNamespace(Detections=lambda detections: detections, Detection=lambda **fields: fields)
+    monkeypatch.setitem(sys.modules, "fiftyone", fake)
+    [record] = found.to_fiftyone(width=100, height=80)
+    assert record["label"] == "kite"
+    assert record["bounding_box"] == pytest.approx([0.1, 0.25, 0.206, 0.5])

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import glob
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from ovbridge.cli.arguments import call
-from ovbridge.console import stdout, track
-from ovbridge.errors import ConfigError, DataError
-from ovbridge.images import SUFFIXES, read_image
+from ovbridge.console import Ticker, stdout
+from ovbridge.errors import ConfigError, DataError, VocabularyError
+
+if TYPE_CHECKING:
+    from ovbridge.inference import Detector
+    from ovbridge.inference.formats import ImageResult
+    from ovbridge.inference.inputs import Picture
+    from ovbridge.inference.outputs import OutputFolder
+    from ovbridge.structures import Detections
+
+OutputFormat = Literal["pictures", "json", "coco", "yolo", "label-studio"]
 
 EXAMPLES = """
-ovbridge detect photo.jpg --names "red mug,scissors" --checkpoint runs/demo/detector.safetensors --out found
-ovbridge detect holiday/ 'scans/*.png' --checkpoint runs/demo --out found --json
+ovbridge detect photo.jpg --names "red mug,scissors" --out found
+ovbridge detect holiday/ 'scans/*.png' clip.mp4 --every 30 --checkpoint runs/demo --out found --json
+ovbridge detect photo.jpg --names "sofa|couch,mug=0.5" --like "my cup=cup1.jpg" --out found
+ovbridge detect aerial.tif --names car --tile 640 --out found --format pictures coco yolo
 """
 
 
@@ -30,108 +41,214 @@ def detect(
     images: tyro.conf.Positional[tuple[str, ...]],
     /,
     *,
-    checkpoint: str,
+    checkpoint: str = "builtin",
     names: str = "",
+    names_file: Path | None = None,
+    like: tuple[str, ...] = (),
     out: Path | None = None,
+    format: tuple[OutputFormat, ...] = ("pictures",),
+    overwrite: bool = False,
     score_threshold: float = 0.3,
     max_detections: int = 100,
+    every: int = 1,
+    tile: int | None = None,
+    overlap: float = 0.2,
+    batch: int = 1,
     device: str | None = None,
     text_encoder: str | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Find things by name in pictures.
+    """Find things by name, or by example, in pictures and videos.
 
     Args:
-        images: files, folders or globs.
-        checkpoint: a detector.safetensors, the folder of a run, or hf://owner/name.
-        names: comma-separated names, e.g. "red mug,scissors"; without it, the checkpoint's own vocabulary.
-        out: folder for the pictures with drawn boxes.
+        images: files, folders or globs; videos too.
+        checkpoint: a detector.safetensors, the folder of a run, hf://owner/name, or the built-in detector.
+        names: comma-separated, e.g. "red mug,scissors"; "sofa|couch" is one class under two words, "mug=0.4" has a
+            threshold of its own, "@names.txt" reads a file. Without names, the checkpoint's own vocabulary.
+        names_file: a file with one such name a line.
+        like: example crops to look for: crop.jpg, or NAME=crop.jpg; several of one name make one class.
+        out: folder for the results.
+        format: what to write there, one or several: pictures, json, coco, yolo, label-studio.
+        overwrite: replace what an earlier run wrote there.
         score_threshold: leave out detections that score less, 0 to 1.
         max_detections: the best so many of each picture.
+        every: of a video, every n-th frame.
+        tile: look at large pictures in tiles of this side in pixels, and once at the whole.
+        overlap: share of a tile that it has in common with the next, 0 to 0.9.
+        batch: pictures in one pass; more is faster on a GPU, and takes memory.
         device: cpu, cuda or cuda:1; by default the GPU if there is one.
         text_encoder: CLIP for names that the checkpoint does not know; by default the one that it names.
         as_json: print the detections as JSON.
     """
+    from ovbridge.inference.inputs import count_pictures, image_paths, pictures, planned_stems
+    from ovbridge.inference.outputs import OutputFolder
+
+    _check_numbers(score_threshold=score_threshold, max_detections=max_detections, every=every, batch=batch)
     paths = image_paths(images)
-    from ovbridge.inference import Detector
-    from ovbridge.report.drawing import draw_detections
+    wanted = _names(names, names_file)
+    stems = planned_stems(paths)
+    target = None
+    if out is not None:
+        from ovbridge.report.drawing import draw_detections
 
-    encoder = None
-    if text_encoder is not None:
-        from ovbridge.teachers.clip import load_clip
-
-        encoder = load_clip(text_encoder)
-    detector = Detector.load(checkpoint, device, text_encoder=encoder)
-    wanted = [name for name in names.split(",") if name.strip()] or None
-    targets = drawing_paths(paths, out)
-    records: list[dict[str, Any]] = []
-    for path, target in zip(track(paths, "detect", len(paths)), targets, strict=True):
-        pixels = read_image(path)
-        found = detector.detect(pixels, wanted, score_threshold=score_threshold, max_detections=max_detections)
+        target = OutputFolder(out, format, paths, draw=draw_detections, overwrite=overwrite)
+        for stem in stems.values():
+            target.claim_picture(stem)
+    detector = _load(checkpoint, device, text_encoder)
+    search = _Search(
+        detector=detector,
+        names=wanted,
+        like=_examples(like),
+        score_threshold=score_threshold,
+        max_detections=max_detections,
+        tile=tile,
+        overlap=overlap,
+    )
+    results: list[ImageResult] = []
+    faults: list[Picture] = []
+    with Ticker("detect", count_pictures(paths, every=every)) as tick:
+        for part in _batches(pictures(paths, every=every), batch):
+            faults += [picture for picture in part if picture.pixels is None]
+            readable = [picture for picture in part if picture.pixels is not None]
+            for picture, found in zip(readable, search([p.pixels for p in readable]), strict=True):
+                results.append(_written(picture, found, stems.get(picture.path), target))
+            tick(len(part))
+    if results:
         if target is not None:
-            draw_detections(pixels, found).save(target)
-        records.append(
-            {
-                "image": str(path),
-                "width": pixels.shape[1],
-                "height": pixels.shape[0],
-                "drawn": None if target is None else str(target),
-                "detections": [
-                    {"name": name, "score": round(score, 4), "box_xyxy": [round(v, 2) for v in box]}
-                    for name, score, box in zip(
-                        found.class_names, found.scores.tolist(), found.boxes_xyxy.tolist(), strict=True
-                    )
-                ],
-            }
-        )
+            target.write_run(results, results[0].detections.names, checkpoint)
+        _report(results, faults, checkpoint, out, as_json=as_json)
+    if faults:
+        others = f" ({len(faults) - 1} more could not be read)" if len(faults) > 1 else ""
+        raise DataError(f"{faults[0].fault}{others}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """What is looked for, and how."""
+
+    detector: Detector
+    names: list[str] | None
+    like: dict[str, list[str]]
+    score_threshold: float
+    max_detections: int
+    tile: int | None
+    overlap: float
+
+    def __call__(self, images: Sequence[Any]) -> list[Detections]:
+        from ovbridge.inference import Tiling
+
+        if self.tile is None:
+            return self.detector.detect_batch(
+                images,
+                self.names,
+                like=self.like,
+                score_threshold=self.score_threshold,
+                max_detections=self.max_detections,
+            )
+        tiling = Tiling(size=self.tile, overlap=self.overlap)
+        return [
+            self.detector.detect(
+                image,
+                self.names,
+                like=self.like,
+                score_threshold=self.score_threshold,
+                max_detections=self.max_detections,
+                tiling=tiling,
+            )
+            for image in images
+        ]
+
+
+def _load(checkpoint: str, device: str | None, text_encoder: str | None) -> Detector:
+    from ovbridge.inference import Detector
+
+    if text_encoder is None:
+        return Detector.load(checkpoint, device)
+    from ovbridge.teachers.clip import load_clip
+
+    return Detector.load(checkpoint, device, text_encoder=load_clip(text_encoder))
+
+
+def _check_numbers(*, score_threshold: float, max_detections: int, every: int, batch: int) -> None:
+    if not 0.0 <= score_threshold <= 1.0:
+        raise ConfigError(f"--score-threshold is {score_threshold}: give a number from 0 to 1")
+    for option, value in (("--max-detections", max_detections), ("--every", every), ("--batch", batch)):
+        if value < 1:
+            raise ConfigError(f"{option} is {value}: give at least 1")
+
+
+def _names(names: str, names_file: Path | None) -> list[str] | None:
+    """Words of --names and --names-file together, or None if neither is given."""
+    if names.startswith("@"):
+        if names_file is not None:
+            raise ConfigError("--names @FILE and --names-file say the same thing: give one of them")
+        names, names_file = "", Path(names[1:])
+    wanted = [name for name in names.split(",") if name.strip()]
+    if names_file is not None:
+        try:
+            lines = names_file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise VocabularyError(
+                f"names file {names_file} cannot be read ({reason}): give a text file, one name a line"
+            ) from None
+        listed = [line for line in lines if line.strip()]
+        if not listed:
+            raise VocabularyError(f"names file {names_file} holds no name: write one a line")
+        wanted += listed
+    return wanted or None
+
+
+def _examples(like: Sequence[str]) -> dict[str, list[str]]:
+    """Crops by class: "NAME=FILE" under its name, plain files together under the first one's."""
+    examples: dict[str, list[str]] = {}
+    plain = next((Path(word).stem for word in like if "=" not in word or Path(word).is_file()), "")
+    for word in like:
+        name, equals, file = word.partition("=")
+        if not equals or Path(word).is_file():
+            name, file = plain, word
+        if not name.strip() or not file:
+            raise ConfigError(f"--like {word!r} is neither a crop nor NAME=crop.jpg: name a picture file")
+        examples.setdefault(name.strip(), []).append(file)
+    return examples
+
+
+def _batches(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
+    while part := list(itertools.islice(pictures, size)):
+        yield part
+
+
+def _written(picture: Picture, found: Detections, stem: str | None, target: OutputFolder | None) -> ImageResult:
+    from ovbridge.inference.formats import ImageResult
+
+    assert picture.pixels is not None
+    height, width = picture.pixels.shape[:2]
+    own_stem = stem or picture.path.stem
+    if picture.frame is not None:
+        own_stem = f"{own_stem}_{picture.frame:06d}"
+    result = ImageResult(image=picture.label, stem=own_stem, width=width, height=height, detections=found)
+    if target is None:
+        return result
+    if picture.frame is not None:
+        target.claim_picture(own_stem)
+    drawn = target.write_picture(picture.pixels, result)
+    return replace(result, drawn=None if drawn is None else str(drawn))
+
+
+def _report(
+    results: Sequence[ImageResult], faults: Sequence[Picture], checkpoint: str, out: Path | None, *, as_json: bool
+) -> None:
+    from ovbridge.inference.formats import json_record
+
+    records = [json_record(result) for result in results]
     if as_json:
-        print(json.dumps({"checkpoint": checkpoint, "images": records}, indent=2))
+        skipped = [{"image": fault.label, "reason": fault.fault} for fault in faults]
+        print(json.dumps({"checkpoint": checkpoint, "images": records, "skipped": skipped}, indent=2))
         return
     for record in records:
         things = ", ".join(f"{d['name']} {d['score']:.2f}" for d in record["detections"]) or "nothing"
         stdout.print(f"{record['image']}: {things}", soft_wrap=True, markup=False)
+    for fault in faults:
+        stdout.print(f"skipped: {fault.fault}", soft_wrap=True, markup=False)
     if out is not None:
-        stdout.print(f"pictures in {out}", soft_wrap=True, markup=False)
-
-
-def image_paths(given: Sequence[str]) -> list[Path]:
-    """The files that were meant: folders give the pictures below them, globs what they match, in order."""
-    if not given:
-        raise ConfigError("no image given: name files, folders or globs, e.g. 'ovbridge detect photo.jpg ...'")
-    paths: list[Path] = []
-    for word in given:
-        path = Path(word)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        elif not path.exists() and glob.has_magic(word):
-            found = sorted(Path(p) for p in glob.glob(word, recursive=True) if Path(p).is_file())
-        else:
-            found = [path]
-        if not found:
-            raise DataError(f"{word} holds no image ({', '.join(sorted(SUFFIXES))}): check the path")
-        paths += found
-    return list(dict.fromkeys(paths))
-
-
-def drawing_paths(paths: Sequence[Path], out: Path | None) -> list[Path | None]:
-    """Where each drawing goes, made unique where two pictures have the same name; None without `out`.
-
-    Raises ConfigError if `out` cannot be a folder or a drawing would replace one of the pictures.
-    """
-    if out is None:
-        return [None] * len(paths)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be a folder ({error.strerror}): name another") from None
-    originals = {path.resolve() for path in paths}
-    targets: list[Path | None] = []
-    for path in paths:
-        target, count = out / f"{path.stem}.jpg", 1
-        while target in targets:
-            count += 1
-            target = out / f"{path.stem}_{count}.jpg"
-        if target.resolve() in originals:
-            raise ConfigError(f"--out {out} would replace {target}: name another folder")
-        targets.append(target)
-    return targets
+        stdout.print(f"results in {out}", soft_wrap=True, markup=False)

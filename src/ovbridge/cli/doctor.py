@@ -22,14 +22,22 @@ EXAMPLES = """\
 ovbridge doctor
 ovbridge doctor coco
 ovbridge doctor coco/annotations/instances_train2017.json --json
-ovbridge doctor runs/demo/detector.safetensors"""
+ovbridge doctor runs/demo/detector.safetensors
+ovbridge doctor leaks runs/demo"""
+LEAKS_EXAMPLES = """\
+ovbridge doctor leaks runs/demo
+ovbridge doctor leaks coco --target coco/annotations/instances_val2017.json --json
+ovbridge doctor leaks runs/wt/detector.safetensors --strict --results results.json"""
 
 EXIT_FAULTS_FOUND = 1
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse and call."""
-    call(doctor, argv, verb="doctor", examples=EXAMPLES)
+    if list(argv[:1]) == ["leaks"]:
+        call(leaks, argv[1:], verb="doctor leaks", examples=LEAKS_EXAMPLES)
+    else:
+        call(doctor, argv, verb="doctor", examples=EXAMPLES)
 
 
 def doctor(path: tyro.conf.Positional[Path | None] = None, /, *, json: bool = False) -> None:
@@ -65,6 +73,55 @@ def doctor(path: tyro.conf.Positional[Path | None] = None, /, *, json: bool = Fa
             stdout.print(f"fault: {fault}", soft_wrap=True, markup=False)
         stdout.print("no fault found" if not found.faults else f"{len(found.faults)} faults")
     if found.faults:
+        sys.exit(EXIT_FAULTS_FOUND)
+
+
+def leaks(
+    path: tyro.conf.Positional[Path],
+    /,
+    *,
+    target: Path | None = None,
+    labels: tuple[Path, ...] = (),
+    store: Path | None = None,
+    results: Path | None = None,
+    strict: bool = False,
+    json: bool = False,
+) -> None:
+    """List every way a novel name can have reached training; exit code 1 if one of them is a leak.
+
+    Boxes, class names and synonyms, texts, tags, captions, image folders, pseudo boxes, the proposer's own training.
+
+    Args:
+        path: A training run, a demo run, a checkpoint, a data set folder, a label store or an annotation file.
+        target: Annotation file whose categories say which classes are novel, where the path does not tell.
+        labels: More files with image-level labels or captions that were trained on.
+        store: Label store that was trained on, where the path does not tell.
+        results: A results.json to write the verdict into.
+        strict: The novel names had to be unknown: labels, captions and classifier columns are leaks too.
+        json: Print the findings as JSON.
+    """
+    from ovbridge.audit.findings import merged
+    from ovbridge.audit.run import audit_sources, sources_of, with_extra
+    from ovbridge.console import stdout
+
+    sources = with_extra(sources_of(path), labels=labels, store=store)
+    report = merged([audit_sources(s, target=target, strict=strict) for s in sources])
+    record = {"path": str(path), "ok": report.verdict != "leak", **report.to_json()}
+    if results is not None:
+        from ovbridge.evaluation.results_file import add_leaks
+
+        add_leaks(results, record)
+    if json:
+        print(json_format.dumps(record))
+    else:
+        for line in record["looked_at"] + record["notes"]:
+            stdout.print(f"looked at {line}", soft_wrap=True, markup=False)
+        for line in record["leaks"]:
+            stdout.print(f"leak: {line}", soft_wrap=True, markup=False)
+        for line in record["stated"]:
+            stdout.print(f"known: {line}", soft_wrap=True, markup=False)
+        stdout.print(f"verdict: {report.verdict}, {report.novel_classes} novel classes")
+    if report.verdict == "leak":
         sys.exit(EXIT_FAULTS_FOUND)
 
 

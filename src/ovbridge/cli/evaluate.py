@@ -6,14 +6,18 @@ import json as json_format
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ovbridge.cli.arguments import call
 from ovbridge.errors import ConfigError
 
 EXAMPLES = """\
 ovbridge evaluate --checkpoint runs/demo --images data/world/val2017 --annotations data/world/annotations/instances_val2017.json --protocol ov-coco --out results.json
-ovbridge evaluate --predictions detections.json --annotations lvis_v1_val.json --protocol ov-lvis --json"""  # noqa: E501 - commands to copy
+ovbridge evaluate --predictions detections.json --annotations lvis_v1_val.json --protocol ov-lvis fixed-AP --json
+ovbridge evaluate --checkpoint lvis.safetensors --images o365/val --annotations zhiyuan_objv2_val_names_fixed.json --protocol objects365
+ovbridge evaluate --checkpoint runs/demo --images data/world/val2017 --annotations data/world/annotations/instances_val2017.json --fuse objectness_novel=0.3"""  # noqa: E501 - commands to copy
 
 
 def run(argv: Sequence[str]) -> None:
@@ -24,7 +28,9 @@ def run(argv: Sequence[str]) -> None:
 def evaluate(
     *,
     annotations: Path,
-    protocol: Literal["ov-coco", "coco", "ov-lvis", "lvis"] = "ov-coco",
+    protocol: tuple[
+        Literal["ov-coco", "coco", "ov-lvis", "lvis", "fixed-AP", "openimages", "objects365", "strict"], ...
+    ] = ("ov-coco",),
     predictions: Path | None = None,
     checkpoint: str | None = None,
     images: Path | None = None,
@@ -33,6 +39,8 @@ def evaluate(
     strict: bool = False,
     batch: int = 1,
     save_predictions: Path | None = None,
+    fuse: Annotated[tuple[str, ...], tyro.conf.arg(metavar="A=B ...")] = (),
+    audit: bool = True,
     device: str | None = None,
     json: bool = False,
 ) -> None:
@@ -40,8 +48,9 @@ def evaluate(
 
     Args:
         annotations: COCO or LVIS annotation file to score against.
-        protocol: ov-coco and ov-lvis report base and novel (rare) classes apart.
-        predictions: COCO results file to score.
+        protocol: One or several. ov-coco and ov-lvis report base and novel (rare) classes apart; coco, openimages and
+            objects365 are for detectors trained elsewhere; strict refuses a checkpoint that knew the novel names.
+        predictions: COCO results file to score, or a .npy of [N, 7] numbers.
         checkpoint: Detector to run instead: a file, the folder of a run, or hf://owner/name.
         images: With --checkpoint: folder of the images.
         out: File for the numbers (results.json).
@@ -49,6 +58,9 @@ def evaluate(
         strict: No mean over classes of which one has no ground truth, as the official evaluator has it.
         batch: With --checkpoint: images detected in one pass.
         save_predictions: With --checkpoint: file for the detections (COCO results).
+        fuse: With --checkpoint: what else goes into the scores, such as distilled_head=0.5 objectness_novel=0.3
+            clip_novel=0.35 templates="a photo of a {},a drawing of a {}".
+        audit: With --checkpoint: look for novel names in what it was trained on; the verdict goes into the results.
         device: With --checkpoint: cpu or cuda; by default the GPU if there is one.
         json: Print the numbers as JSON.
     """
@@ -57,52 +69,113 @@ def evaluate(
 
     if (predictions is None) == (checkpoint is None):
         raise ConfigError("give either --predictions FILE or --checkpoint FILE with --images DIR")
-    identity = {"protocol": protocol, "dataset": annotations.stem, "checkpoint": checkpoint}
+    if fuse and checkpoint is None:
+        raise ConfigError("--fuse changes how a detector scores: it goes with --checkpoint")
+    identity = {"protocol": protocol[0], "dataset": annotations.stem, "checkpoint": checkpoint}
     if out is not None:
         require_free(out, identity)
     started = time.monotonic()
     about: dict[str, Any] = {"checkpoint": checkpoint, "stage": None, "seed": None}
+    results: Any = predictions
+    limits: dict[str, Any] = {}
     if checkpoint is not None:
         if images is None:
             raise ConfigError("--checkpoint needs --images DIR, the folder of the images")
-        results, about = _detect(checkpoint, images, annotations, protocol, batch, device)
+        leaks = _audited(checkpoint, annotations, protocol) if audit or "strict" in protocol else {}
+        results, about, limits = _detect(checkpoint, images, annotations, protocol, batch, device, fuse)
+        about |= leaks
         if save_predictions is not None:
             write_results(save_predictions, results)
-    record = protocols.evaluate(
-        annotations, results if predictions is None else predictions, protocol, iou_type=iou_type, strict=strict
-    )
-    record |= {**about, "seconds": round(time.monotonic() - started, 2)}
+    records = []
+    for name in protocol:
+        counted = limits[name].trim(results) if name in limits else results
+        record = protocols.evaluate(annotations, counted, name, iou_type=iou_type, strict=strict)
+        records.append(record | about | {"seconds": round(time.monotonic() - started, 2)})
+    # Several protocols: the first is the file's own, each number stands under the name of its protocol.
+    record = records[0] if len(records) == 1 else {**records[0], "protocols": {r["protocol"]: r for r in records}}
     if out is not None:
         write_results(out, record)
     if json:
         print(json_format.dumps(record))
     else:
-        _print_table(record, out)
+        for one in records:
+            _print_table(one, out if one is records[-1] else None)
+
+
+def _audited(checkpoint: str, annotations: Path, protocol: Sequence[str]) -> dict[str, Any]:
+    """The verdict of the leak audit; raises DataError where the strict protocol was asked for and does not hold."""
+    from ovbridge.audit.run import summary_for
+    from ovbridge.errors import DataError
+
+    verdict = summary_for(checkpoint, annotations, strict="strict" in protocol)
+    if "strict" in protocol and verdict["verdict"] != "clean":
+        why = verdict["leaks"][0] if verdict.get("leaks") else verdict.get("why", verdict["verdict"])
+        raise DataError(
+            f"protocol strict: training of {checkpoint} is not known to be free of novel names ({why}): train on what "
+            "'ovbridge prepare strict' writes, or report another protocol"
+        )
+    return {"leaks": verdict}
 
 
 def _detect(
-    checkpoint: str, images: Path, annotations: Path, protocol: str, batch: int, device: str | None
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Detections of every image over all names of the annotation file, and what the checkpoint says of itself."""
+    checkpoint: str,
+    images: Path,
+    annotations: Path,
+    protocol: Sequence[Any],
+    batch: int,
+    device: str | None,
+    fuse: Sequence[str],
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Detections of every image over all names of the annotation file, what the checkpoint says of itself, and the
+    limits of each protocol where the detections were made under the looser limits of several."""
+    from ovbridge.config_tree import apply_overrides, to_json
+    from ovbridge.data.annotation_check import federated_image, read_json
     from ovbridge.data.coco import CocoDataset
-    from ovbridge.evaluation.protocols import COCO_DETECTIONS, LVIS_DETECTIONS
+    from ovbridge.evaluation.protocols import expects_federated, limits_of, loosest
     from ovbridge.evaluation.run import predict
     from ovbridge.inference import Detector
+    from ovbridge.inference.queries import Query
+    from ovbridge.rescoring.config import ScoreFusion
 
-    federated = protocol in ("ov-lvis", "lvis")
-    dataset = CocoDataset.load(annotations, federated=federated)
+    if batch < 1:
+        raise ConfigError(f"--batch is {batch}: give at least 1")
+    wanted = {expects_federated(name) for name in protocol} - {None}
+    if len(wanted) > 1:
+        raise ConfigError(f"{' and '.join(protocol)} are for different files: one wants LVIS annotations, one does not")
+    dataset = CocoDataset.load(annotations, federated=wanted.pop() if wanted else None)
+    federated = federated_image(read_json(annotations)) is not None
+    limits = {name: limits_of(name, federated=federated) for name in protocol}
+    wide = loosest(list(limits.values()))
     detector = Detector.load(checkpoint, device)
-    # By name, so that another order of classes in the checkpoint cannot shift the columns.
-    names = None if detector.names == dataset.vocabulary.names else dataset.vocabulary.names
-    threshold, limit = (1e-4, LVIS_DETECTIONS) if federated else (0.05, COCO_DETECTIONS)
-    results = predict(
-        lambda pixels: detector.detect_batch(pixels, names, score_threshold=threshold, max_detections=limit),
-        dataset,
-        images,
-        batch,
-    )
-    metadata = detector.metadata
-    return results, {"checkpoint": checkpoint, "stage": metadata.stage, "seed": metadata.extra.get("seed")}
+    names = dataset.vocabulary.names
+    fusion = apply_overrides(ScoreFusion(), fuse)
+    about = {
+        "checkpoint": checkpoint,
+        "stage": detector.metadata.stage,
+        "seed": detector.metadata.extra.get("seed"),
+        "limits": {name: to_json(x) for name, x in limits.items()},
+    }
+    if not fusion.changes_nothing:
+        from ovbridge.rescoring.load import fused_detector
+
+        fused = fused_detector(detector, dataset.vocabulary, fusion)
+        about["fusion"] = to_json(fusion)
+
+        def detect(pixels: Any) -> Any:
+            return fused.detect_batch(pixels, score_threshold=wide.score_threshold, max_detections=wide.max_detections)
+
+    else:
+        # By name, so that another order of classes in the checkpoint cannot shift the columns.
+        # As queries, because a class may be called "on|off" or "pH=7".
+        asked = None if detector.names == names else [Query(name=name, words=(name,)) for name in names]
+
+        def detect(pixels: Any) -> Any:
+            return detector.detect_batch(
+                pixels, asked, score_threshold=wide.score_threshold, max_detections=wide.max_detections
+            )
+
+    results = predict(detect, dataset, images, batch)
+    return results, about, limits if len(limits) > 1 else {}
 
 
 def _print_table(record: dict[str, Any], out: Path | None) -> None:
@@ -114,12 +187,15 @@ def _print_table(record: dict[str, Any], out: Path | None) -> None:
     table.add_column("classes")
     for column in ("AP50", "AP"):
         table.add_column(column, justify="right")
-    for group, ap in record["ap"].items():
-        table.add_row(group, *("-" if v is None else f"{v:.1f}" for v in (record["ap50"][group], ap)))
+    for group, ap50 in record["ap50"].items():
+        values = (ap50, record["ap"].get(group))
+        table.add_row(group, *("-" if v is None else f"{v:.1f}" for v in values))
     stdout.print(table)
     absent = record["classes_without_ground_truth"]
     if absent:
         shown = ", ".join(absent[:8]) + (", …" if len(absent) > 8 else "")
         stdout.print(f"{len(absent)} classes without ground truth are not in the means: {shown}", soft_wrap=True)
+    if "leaks" in record:
+        stdout.print(f"novel names in training: {record['leaks']['verdict']}", soft_wrap=True)
     if out is not None:
         stdout.print(f"written to {out}", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,27 +12,35 @@ from ovbridge.cli.arguments import call, pick
 from ovbridge.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
-
+    from ovbridge.label_run import LabellingPlan
     from ovbridge.labeling.run import RunSettings, RunSummary
-    from ovbridge.teachers.protocol import Proposer
 
 PARTS = {
     "regions": "class-agnostic boxes with the CLIP embedding of each crop (RKD targets)",
     "tags": "the best 'every <name>' box of each label of an image (PIS targets)",
+    "all": "regions and tags in one pass: every image is encoded once",
     "text": "a text bank: the CLIP embedding of each class name",
     "status": "progress, failures by cause and rate of a store",
 }
 REGIONS_EXAMPLES = """\
 ovbridge label regions --images data/world/train2017 --store runs/labels
-ovbridge label regions --images coco/train2017 --store labels --proposer mavl.safetensors --clip ViT-B-32/openai"""
+ovbridge label regions --images coco/train2017 --store labels --proposer mavl.safetensors --clip ViT-B-32/openai
+ovbridge label regions --images coco/train2017 --store labels-owl --proposer hf:google/owlv2-base-patch16-ensemble
+ovbridge label regions --images photos --store labels-rpn --proposer rpn:runs/demo/detector.safetensors
+ovbridge label regions --images coco/train2017 --store labels-paper --proposer boxes:classagnostic_distilfeats"""
 TAGS_EXAMPLES = """\
 ovbridge label tags --images coco/train2017 --annotations coco/annotations/captions_train2017.json --store labels
 ovbridge label tags --images world/image_labels --annotations world/annotations/image_labels.json --store labels"""
+ALL_EXAMPLES = """\
+ovbridge label all --images coco/train2017 --annotations coco/annotations/captions_train2017.json --store labels"""
 TEXT_EXAMPLES = """\
 ovbridge label text --names "red mug,scissors" --store labels
+ovbridge label text --names "red mug,scissors" --template imagenet-80 --name ensemble --store labels
 ovbridge label text --annotations coco/annotations/instances_val2017.json --npy coco_clip.npy --store labels"""
 STATUS_EXAMPLES = "ovbridge label status runs/labels --json"
+
+CropRuleName = Literal["tight", "square", "ensemble-1.5", "masked"]
+EngineName = Literal["local", "ray"]
 
 
 def run(argv: Sequence[str]) -> None:
@@ -41,6 +49,7 @@ def run(argv: Sequence[str]) -> None:
     functions: dict[str, tuple[Callable[..., None], str]] = {
         "regions": (regions, REGIONS_EXAMPLES),
         "tags": (tags, TAGS_EXAMPLES),
+        "all": (regions_and_tags, ALL_EXAMPLES),
         "text": (text, TEXT_EXAMPLES),
         "status": (status, STATUS_EXAMPLES),
     }
@@ -54,10 +63,13 @@ def regions(
     store: Path,
     proposer: str = "builtin",
     clip: str = "builtin",
-    crop_rule: Literal["tight", "square", "ensemble-1.5"] = "tight",
+    crop_rule: CropRuleName = "tight",
     top_k: int = 5,
     paper_exact: bool = False,
-    engine: Literal["local", "ray"] = "local",
+    trained_on: str | None = None,
+    engine: EngineName = "local",
+    ray_address: str | None = None,
+    teachers: int | None = None,
     batch: int = 8,
     threads: int = 2,
     shard: str = "0/1",
@@ -73,12 +85,17 @@ def regions(
     Args:
         images: Folder of images; subfolders too.
         store: Label store to write to; made if need be.
-        proposer: Text-driven proposer: builtin (never saw a novel name), builtin-full, or a weights file.
-        clip: Image encoder: builtin, a weights file, or MODEL/TAG of open_clip.
-        crop_rule: What CLIP sees of a box: tight (the paper's), square with context, or the mean of 1x and 1.5x.
+        proposer: builtin (never saw a novel name), builtin-full, a MAVL weights file, hf:NAME_OR_FOLDER (Grounding
+            DINO, MM-Grounding-DINO, OWLv2), rpn:CHECKPOINT (a detector of ours) or boxes:FILE (proposed before).
+        clip: Image encoder: builtin, a weights file, MODEL/TAG or MODEL:FILE of open_clip, or a folder of open_clip's.
+        crop_rule: What CLIP sees of a box: tight (the paper's), square with context, the mean of 1x and 1.5x, or
+            masked attention.
         top_k: Regions kept per image.
         paper_exact: Whole-pixel boxes, not clipped to the image, and the old NMS convention.
-        engine: Where to run.
+        trained_on: What the proposer has seen, for the leak audit; by default what its file or family declares.
+        engine: Where to run: on this machine, or on a Ray cluster.
+        ray_address: Ray cluster to join; by default RAY_ADDRESS, else a cluster of its own on this machine.
+        teachers: With Ray: teachers at work at once; by default one a GPU, or one for 4 cores.
         batch: Images of equal size that go through the teacher together.
         threads: Threads that read images.
         shard: i/n: only the i-th of n parts, counted from 0; n commands may share one store.
@@ -87,23 +104,19 @@ def regions(
         device: auto, cpu or cuda.
         json: Print the result as JSON.
     """
-    from ovbridge.images import read_image
-    from ovbridge.labeling.labellers import RegionLabeller
+    from ovbridge.label_run import LabellingPlan, TeacherChoice
     from ovbridge.labeling.pseudo_boxes import SelectionConfig
-    from ovbridge.labeling.run import label_images
     from ovbridge.labeling.sources import image_keys_in
-    from ovbridge.teachers.clip import load_clip
 
-    _only_local(engine)
     settings = _settings(batch, threads, shard, max_failed, retry_failed)
     keys = image_keys_in(images)
-    labeller = RegionLabeller(
-        proposer=_load_proposer(proposer, device),
-        encoder=load_clip(clip, device_named(device)),
+    plan = LabellingPlan(
+        teachers=TeacherChoice(proposer=proposer, clip=clip, trained_on=trained_on, device=device),
+        regions=True,
         selection=SelectionConfig(top_k=top_k, paper_exact=paper_exact),
         crop_rule=crop_rule,
     )
-    _report(label_images(store, images, keys, labeller, read_image=read_image, settings=settings), store, json)
+    _label(plan, store, images, keys, settings, _Where(engine, ray_address, teachers), json)
 
 
 def tags(
@@ -116,7 +129,10 @@ def tags(
     names_from: Path | None = None,
     rule: Literal["words", "paper"] = "words",
     paper_exact: bool = False,
-    engine: Literal["local", "ray"] = "local",
+    trained_on: str | None = None,
+    engine: EngineName = "local",
+    ray_address: str | None = None,
+    teachers: int | None = None,
     batch: int = 8,
     threads: int = 2,
     shard: str = "0/1",
@@ -133,12 +149,15 @@ def tags(
         images: Folder of images.
         annotations: COCO JSON whose images carry captions or pos_category_ids, or a captions JSON.
         store: Label store to write to; made if need be.
-        proposer: Text-driven proposer: builtin (never saw a novel name), builtin-full, or a weights file.
+        proposer: As for 'label regions'; it must know names, so no rpn.
         threshold: Boxes scored higher are kept; by default 0.95 for captions, 0 for labels, as in the paper.
         names_from: Annotation file with the categories to look for; by default the file itself or its instances twin.
         rule: How captions name classes: by words with plurals and synonyms, or the paper's substring rule.
         paper_exact: Whole-pixel boxes, not clipped to the image.
-        engine: Where to run.
+        trained_on: What the proposer has seen, for the leak audit; by default what its file or family declares.
+        engine: Where to run: on this machine, or on a Ray cluster.
+        ray_address: Ray cluster to join; by default RAY_ADDRESS, else a cluster of its own on this machine.
+        teachers: With Ray: teachers at work at once; by default one a GPU, or one for 4 cores.
         batch: Images of equal size that go through the teacher together.
         threads: Threads that read images.
         shard: i/n: only the i-th of n parts, counted from 0; n commands may share one store.
@@ -147,27 +166,90 @@ def tags(
         device: auto, cpu or cuda.
         json: Print the result as JSON.
     """
-    from ovbridge.data.image_labels import load_tagged_images
-    from ovbridge.images import read_image
-    from ovbridge.labeling.labellers import TagLabeller
-    from ovbridge.labeling.run import label_images
-    from ovbridge.labeling.sources import check_images_belong, default_threshold, names_by_image, vocabulary_in
+    from ovbridge.label_run import LabellingPlan, TeacherChoice
+    from ovbridge.labeling.pseudo_boxes import SelectionConfig
 
-    _only_local(engine)
     settings = _settings(batch, threads, shard, max_failed, retry_failed)
-    vocabulary = vocabulary_in(names_from) if names_from is not None else None
-    tagged = load_tagged_images(annotations, vocabulary=vocabulary, rule=rule)
-    check_images_belong(tagged.images, images, annotations)
-    names_of = names_by_image(tagged)
-    labeller = TagLabeller(
-        proposer=_load_proposer(proposer, device),
+    names_of, usual_threshold = _known_names(images, annotations, names_from, rule)
+    plan = LabellingPlan(
+        teachers=TeacherChoice(proposer=proposer, trained_on=trained_on, device=device),
         names_of=names_of,
-        threshold=default_threshold(tagged) if threshold is None else threshold,
-        paper_exact=paper_exact,
+        selection=SelectionConfig(paper_exact=paper_exact),
+        threshold=usual_threshold if threshold is None else threshold,
     )
-    _report(
-        label_images(store, images, list(names_of), labeller, read_image=read_image, settings=settings), store, json
+    _label(plan, store, images, list(names_of), settings, _Where(engine, ray_address, teachers), json)
+
+
+def regions_and_tags(
+    *,
+    images: Path,
+    annotations: Path,
+    store: Path,
+    proposer: str = "builtin",
+    clip: str = "builtin",
+    crop_rule: CropRuleName = "tight",
+    top_k: int = 5,
+    threshold: float | None = None,
+    names_from: Path | None = None,
+    rule: Literal["words", "paper"] = "words",
+    paper_exact: bool = False,
+    trained_on: str | None = None,
+    engine: EngineName = "local",
+    ray_address: str | None = None,
+    teachers: int | None = None,
+    batch: int = 8,
+    threads: int = 2,
+    shard: str = "0/1",
+    max_failed: float = 0.05,
+    retry_failed: bool = False,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Make regions and tags in one pass over the images: what 'label regions' and 'label tags' make, in half the time.
+
+    Every image of the folder gets regions, those with known labels also tags. Given again, the same command goes on
+    where it stopped.
+
+    Args:
+        images: Folder of images; subfolders too.
+        annotations: COCO JSON whose images carry captions or pos_category_ids, or a captions JSON.
+        store: Label store to write to; made if need be.
+        proposer: As for 'label regions'; it must know names, so no rpn.
+        clip: Image encoder, as for 'label regions'.
+        crop_rule: What CLIP sees of a box, as for 'label regions'.
+        top_k: Regions kept per image.
+        threshold: Tag boxes scored higher are kept; by default 0.95 for captions, 0 for labels, as in the paper.
+        names_from: Annotation file with the categories to look for; by default the file itself or its instances twin.
+        rule: How captions name classes: by words with plurals and synonyms, or the paper's substring rule.
+        paper_exact: Whole-pixel boxes, not clipped to the image, and the old NMS convention.
+        trained_on: What the proposer has seen, for the leak audit; by default what its file or family declares.
+        engine: Where to run: on this machine, or on a Ray cluster.
+        ray_address: Ray cluster to join; by default RAY_ADDRESS, else a cluster of its own on this machine.
+        teachers: With Ray: teachers at work at once; by default one a GPU, or one for 4 cores.
+        batch: Images of equal size that go through the teacher together.
+        threads: Threads that read images.
+        shard: i/n: only the i-th of n parts, counted from 0; n commands may share one store.
+        max_failed: Largest share of images that may fail.
+        retry_failed: Take up images that failed before.
+        device: auto, cpu or cuda.
+        json: Print the result as JSON.
+    """
+    from ovbridge.label_run import LabellingPlan, TeacherChoice
+    from ovbridge.labeling.pseudo_boxes import SelectionConfig
+    from ovbridge.labeling.sources import image_keys_in
+
+    settings = _settings(batch, threads, shard, max_failed, retry_failed)
+    keys = image_keys_in(images)
+    names_of, usual_threshold = _known_names(images, annotations, names_from, rule)
+    plan = LabellingPlan(
+        teachers=TeacherChoice(proposer=proposer, clip=clip, trained_on=trained_on, device=device),
+        regions=True,
+        names_of=names_of,
+        selection=SelectionConfig(top_k=top_k, paper_exact=paper_exact),
+        crop_rule=crop_rule,
+        threshold=usual_threshold if threshold is None else threshold,
     )
+    _label(plan, store, images, keys, settings, _Where(engine, ray_address, teachers), json)
 
 
 def text(
@@ -189,8 +271,8 @@ def text(
         store: Label store to write to; made if need be.
         names: Class names, separated by commas.
         annotations: COCO JSON whose categories are the names, in order of id.
-        clip: Text encoder: builtin, a weights file, or MODEL/TAG of open_clip.
-        template: Prompts with {} for the name; several are averaged.
+        clip: Text encoder: builtin, a weights file, MODEL/TAG or MODEL:FILE of open_clip, or a folder of open_clip's.
+        template: Prompts with {} for the name, or a set of them: paper, simple-7, imagenet-80. Several are averaged.
         npy: Array [K, D] of embeddings in the order of the names, instead of an encoder.
         encoder: With --npy: the encoder that made it.
         name: What to call the bank.
@@ -198,21 +280,24 @@ def text(
         json: Print the result as JSON.
     """
     from ovbridge.console import stdout
+    from ovbridge.label_run import device_named
     from ovbridge.label_store import save_text_bank
     from ovbridge.labeling.sources import vocabulary_in
     from ovbridge.teachers.clip import load_clip
+    from ovbridge.teachers.prompts import prompt_templates
     from ovbridge.vocabulary import TextBank
 
     if (names is None) == (annotations is None):
         raise ConfigError("give the class names either as --names a,b,c or as --annotations FILE")
     listed = [n.strip() for n in names.split(",") if n.strip()] if names is not None else []
     chosen = vocabulary_in(annotations).names if annotations is not None else tuple(dict.fromkeys(listed))
-    if not chosen or not all("{}" in t for t in template):
-        raise ConfigError("--names needs at least one name, and every --template a {} for it")
+    if not chosen:
+        raise ConfigError("--names needs at least one name")
+    templates = prompt_templates(template)
     bank = (
-        TextBank.from_npy(npy, chosen, encoder=encoder or npy.stem, template=template[0])
+        TextBank.from_npy(npy, chosen, encoder=encoder or npy.stem, template=templates[0])
         if npy is not None
-        else load_clip(clip, device_named(device)).embed_names(chosen, template)
+        else load_clip(clip, device_named(device)).embed_names(chosen, templates)
     )
     file = save_text_bank(store, bank, name)
     if json:
@@ -237,8 +322,10 @@ def status(store: Path, /, *, json: bool = False) -> None:
     if json:
         print(json_format.dumps(report))
         return
-    for table in [part for part in report if part != "text"]:
-        figures = report[table]
+    banks = report.pop("text")
+    for table, figures in report.items():
+        if "proposer" not in figures:
+            continue
         of = f" of {figures['of']}" if figures["of"] else ""
         stdout.print(
             f"{table}: {figures['images'] + figures['failed']}{of} images, {figures['boxes']} boxes, "
@@ -248,13 +335,64 @@ def status(store: Path, /, *, json: bool = False) -> None:
         )
         for cause, count in figures["causes"].items():
             stdout.print(f"  {count} failed: {cause}", soft_wrap=True, markup=False)
-    for bank, figures in report["text"].items():
+    for bank, figures in banks.items():
         stdout.print(f"text {bank}: {figures['names']} names of {figures['dim']} values by {figures['encoder']}")
 
 
-def _only_local(engine: str) -> None:
-    if engine != "local":
-        raise ConfigError(f"--engine {engine} is not available yet: use --engine local, with --shard on each machine")
+class _Where:
+    """Which engine labels, and how wide."""
+
+    def __init__(self, engine: EngineName, ray_address: str | None, teachers: int | None) -> None:
+        if teachers is not None and teachers < 1:
+            raise ConfigError("--teachers must be at least 1")
+        if engine == "local" and (ray_address is not None or teachers is not None):
+            raise ConfigError("--ray-address and --teachers go with --engine ray")
+        self.engine, self.ray_address, self.teachers = engine, ray_address, teachers
+
+
+def _label(
+    plan: LabellingPlan,
+    store: Path,
+    images: Path,
+    keys: Sequence[str],
+    settings: RunSettings,
+    where: _Where,
+    json: bool,
+) -> None:
+    """Load the teachers, label, and report."""
+    from ovbridge.images import read_image
+    from ovbridge.labeling.run import Engine, label_images
+
+    engine: Engine | None = None
+    if where.engine == "ray":
+        from ovbridge.labeling.ray_engine import RayConfig, RayEngine, connect
+
+        config = RayConfig(address=where.ray_address, teachers=where.teachers)
+        connect(config)
+        engine = RayEngine(
+            make_labeller=plan.build,
+            image_root=images.resolve(),
+            read_image=read_image,
+            settings=settings,
+            config=config,
+        )
+    labeller = plan.build()
+    plan.check_knows(labeller, keys)
+    summary = label_images(store, images, keys, labeller, read_image=read_image, settings=settings, engine=engine)
+    _report(summary, store, json)
+
+
+def _known_names(
+    images: Path, annotations: Path, names_from: Path | None, rule: Literal["words", "paper"]
+) -> tuple[Mapping[str, Sequence[str]], float]:
+    """The names known of each image, and the score that their boxes need by default."""
+    from ovbridge.data.image_labels import load_tagged_images
+    from ovbridge.labeling.sources import check_images_belong, default_threshold, names_by_image, vocabulary_in
+
+    vocabulary = vocabulary_in(names_from) if names_from is not None else None
+    tagged = load_tagged_images(annotations, vocabulary=vocabulary, rule=rule)
+    check_images_belong(tagged.images, images, annotations)
+    return names_by_image(tagged), default_threshold(tagged)
 
 
 def _settings(batch: int, threads: int, shard: str, max_failed: float, retry_failed: bool) -> RunSettings:
@@ -272,24 +410,6 @@ def _settings(batch: int, threads: int, shard: str, max_failed: float, retry_fai
         max_failed=max_failed,
         retry_failed=retry_failed,
     )
-
-
-def device_named(name: str) -> torch.device:
-    """The device that `--device` names; raises ConfigError if it is none."""
-    import torch
-
-    from ovbridge.device import default_device
-
-    try:
-        return default_device() if name == "auto" else torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device {name} is no device: use auto, cpu or cuda") from None
-
-
-def _load_proposer(name: str, device: str) -> Proposer:
-    from ovbridge.teachers.mavl.proposer import load_mavl
-
-    return load_mavl(name, device_named(device))
 
 
 def _report(summary: RunSummary, store: Path, json: bool) -> None:

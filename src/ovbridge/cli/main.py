@@ -17,9 +17,12 @@ VERBS = {
     "label": "pseudo boxes and CLIP embeddings into a label store",
     "train": "a recipe; the same command resumes",
     "evaluate": "a checkpoint or a results file under a named protocol",
+    "ablate": "the paper's tables, several seeds, resumable",
     "detect": "find things by name in pictures",
+    "export": "a detector as one ONNX file whose vocabulary is an input",
     "convert": "an official checkpoint (.pth) to safetensors, safely",
     "search": "regions of a label store by text",
+    "serve": "the detector over HTTP, with a web page",
     "doctor": "check a data set, a store, a checkpoint or the machine",
 }
 

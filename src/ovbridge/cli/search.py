@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovbridge.cli.arguments import call
-from ovbridge.errors import StoreError
+from ovbridge.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from ovbridge.label_store import LabelStore
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 ovbridge search runs/labels "a striped umbrella" --top 20
-ovbridge search runs/labels "red mug" --sheet mugs.jpg --json"""
+ovbridge search runs/labels "red mug" --sheet mugs.jpg --json
+ovbridge search runs/labels "red mug" --index"""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -35,6 +36,7 @@ def search(
     template: str = "a photo of {}",
     images: Path | None = None,
     sheet: Path | None = None,
+    index: bool = False,
     device: str = "auto",
     json: bool = False,
 ) -> None:
@@ -48,24 +50,32 @@ def search(
         template: Prompt around the query.
         images: Folder of the images; by default where they were when they were labelled.
         sheet: Picture of the results; by default STORE/search/QUERY.jpg.
+        index: Make the vector index of the store anew first; worth it from some 100,000 regions on.
         device: auto, cpu or cuda.
         json: Print the result as JSON.
     """
     from ovbridge.console import stdout
     from ovbridge.images import read_image
     from ovbridge.label_store import LabelStore
-    from ovbridge.label_store.search import search_regions
+    from ovbridge.label_store.search import index_regions, search_regions
     from ovbridge.labeling.contact_sheet import contact_sheet
 
+    if top < 1:
+        raise ConfigError(f"--top is {top}: give at least 1")
+    if "{}" not in template:
+        raise ConfigError(f"--template {template!r} has no place for the query: write {{}} where it belongs")
     opened = LabelStore.open(store)
     teacher = _encoder_of(opened, clip, device)
-    hits = search_regions(opened, teacher.embed_texts([template.format(query)])[0], top=top)
+    if index:
+        index_regions(opened)
+    hits = search_regions(opened, teacher.embed_texts([template.replace("{}", query)])[0], top=top)
     roots = [images] if images is not None else [Path(s.root) for s in opened.manifest("regions").image_sets]
 
     def find_image(key: str) -> Path | None:
         return next((root / key for root in roots if (root / key).is_file()), None)
 
-    sheet = sheet or store / "search" / f"{re.sub(r'[^a-z0-9]+', '-', query.lower()).strip('-') or 'query'}.jpg"
+    slug = re.sub(r"[^a-z0-9]+", "-", query.lower()).strip("-")[:80] or "query"
+    sheet = sheet or store / "search" / f"{slug}.jpg"
     picture = contact_sheet(hits, find_image, read_image)
     try:
         sheet.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +92,7 @@ def search(
 
 
 def _encoder_of(store: LabelStore, clip: str | None, device: str) -> ClipTeacher:
-    from ovbridge.cli.label import device_named
+    from ovbridge.label_run import device_named
     from ovbridge.teachers.clip import load_clip
 
     manifest = store.manifest("regions")

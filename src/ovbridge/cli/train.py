@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ ovbridge train world_base --data runs/world --store runs/labels --out runs/base
 ovbridge train world_rkd --data runs/world --store runs/labels --init runs/base/detector.safetensors --out runs/rkd
 ovbridge train coco --stage rkd_pis_wt --data coco --init rkd.safetensors --out runs/wt --set loop.steps=1000
 ovbridge train world_base --data runs/world --store runs/labels --out runs/base --dry-run
+torchrun --nproc-per-node 8 -m ovbridge.cli.main train coco_base --data coco --init r50.safetensors --out runs/base
+ovbridge train finetune --data mine.json --images photos --checkpoint detector.safetensors --out runs/mine
 ovbridge train clip --help
 ovbridge train mavl --help
 """
@@ -27,8 +30,9 @@ TEACHERS = {
     "clip": "ovbridge.teachers.train_clip",
     "mavl": "ovbridge.teachers.mavl.train",
     "backbone": "ovbridge.training.pretrain",
+    "finetune": "ovbridge.cli.finetune",
 }
-"""Recipes with arguments of their own: what the built-in world starts from."""
+"""Recipes with arguments of their own: what the built-in world starts from, and boxes of the user's own."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -50,13 +54,15 @@ def train(
     init: Path | None = None,
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="A.B=C ...")] = (),
     seed: int | None = None,
+    profile: int = 0,
     dry_run: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Train one stage of a recipe; repeat the same command to resume.
 
     Args:
-        recipe: world_base, world_rkd, ..., coco_..., lvis_..., or one of world, coco, lvis with --stage; clip, mavl.
+        recipe: world_base, world_rkd, ..., coco_..., lvis_..., or one of world, coco, lvis with --stage; clip, mavl,
+            backbone, finetune.
         out: Folder of the run: config.json, log.jsonl, tensorboard/, checkpoints/, detector.safetensors.
         stage: base, rkd, pis, rkd_pis or rkd_pis_wt, where the recipe does not say it.
         data: Folder that the recipe's data paths are relative to.
@@ -64,6 +70,7 @@ def train(
         init: Checkpoint to start from.
         set: Overrides of single settings, such as loop.steps=1000 optim.learning_rate=0.01 data.images=photos.
         seed: Seed of everything random.
+        profile: Write a profile of so many steps into the run's folder.
         dry_run: Print the whole run and check its inputs, but train nothing.
         as_json: Print the result as JSON.
     """
@@ -78,12 +85,17 @@ def train(
         paths = replace(paths, store=str(store.absolute()))
     config = replace(config, data=paths, init=str(init.absolute()) if init else config.init)
     config = apply_overrides(config if seed is None else replace(config, seed=seed), set)
+    if profile:
+        config = replace(config, loop=replace(config.loop, profile_steps=profile))
     from ovbridge.train_run import plan_run, train_run
+    from ovbridge.training.ranks import ranks_of
 
     if dry_run:
         print(json.dumps({"config": to_json(config), **plan_run(config, out)}, indent=2))
         return
     checkpoint = train_run(config, out)
+    if not ranks_of(os.environ)[0].is_first:
+        return
     if as_json:
         print(json.dumps({"checkpoint": str(checkpoint), "stage": config.stage.name, "steps": config.loop.steps}))
     else:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ovbridge import images
 from ovbridge.errors import DataError
+from ovbridge.tar_members import opened
 
 IMAGE_SUFFIXES = images.SUFFIXES
 
@@ -42,7 +43,7 @@ def read_image(path: Path, *, expected_hw: tuple[int, int] | None = None) -> np.
 def image_hw(path: Path) -> tuple[int, int]:
     """Height and width of the upright image, from the header alone; raises DataError as `read_image` does."""
     try:
-        with Image.open(path) as image:
+        with Image.open(opened(path)) as image:
             width, height = image.size
     except (OSError, Image.DecompressionBombError):
         # The reader names what is wrong; a file that it accepts has a size after all.
@@ -52,11 +53,11 @@ def image_hw(path: Path) -> tuple[int, int]:
 
 
 def _is_turned(path: Path) -> bool:
-    with Image.open(path) as image:
+    with Image.open(opened(path)) as image:
         return image.getexif().get(_ORIENTATION_TAG) in _TURNED
 
 
 def _as_stored(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
+    with Image.open(opened(path)) as image:
         image.getexif()[_ORIENTATION_TAG] = 1
         return images.rgb_array(image)

@@ -126,7 +126,7 @@ class DetectionDataset:
 class ImageLabelDataset:
     """Images with labels only (D_cls), each label with its pseudo box.
 
-    Labels scored at or below `min_score` are dropped, and images that keep none.
+    Labels scored at or below `min_score` are dropped, those after the first `max_labels`, and images that keep none.
     """
 
     def __init__(
@@ -138,8 +138,9 @@ class ImageLabelDataset:
         tags: Mapping[str, ImageLabels],
         regions: RegionReader | None = None,
         min_score: float = 0.0,
+        max_labels: int | None = None,
     ) -> None:
-        self._labels = {key: _confident(labels, min_score) for key, labels in tags.items()}
+        self._labels = {key: _confident(labels, min_score, max_labels) for key, labels in tags.items()}
         self.images = tuple(i for i in images if len(self._labels.get(i.file_name, ())))
         if not self.images:
             raise DataError(
@@ -164,8 +165,8 @@ class ImageLabelDataset:
         )
 
 
-def _confident(labels: ImageLabels, min_score: float) -> ImageLabels:
-    keep = labels.scores > min_score
+def _confident(labels: ImageLabels, min_score: float, max_labels: int | None) -> ImageLabels:
+    keep = (labels.scores > min_score).nonzero().flatten()[:max_labels]
     return ImageLabels(boxes_xyxy=labels.boxes_xyxy[keep], class_ids=labels.class_ids[keep], scores=labels.scores[keep])
 
 
@@ -283,6 +284,16 @@ class MixedBatches:
                 good.append(item)
             self.position += 1
             yield self._kinds[keys[0][0]], good
+
+    def upcoming(self) -> str:
+        """The images of the next batch, for people: file names where the sources have them."""
+        keys = next(self.keys(self.position))
+        images = [getattr(self._sources[source], "images", None) for source, _, _ in keys]
+        names = [
+            str(getattr(known[index], "file_name", index)) if known is not None else str(index)
+            for known, (_, index, _) in zip(images, keys, strict=True)
+        ]
+        return f"batch {self.position} ({', '.join(names)})"
 
     def keys(self, start: int = 0) -> Iterator[list[_Key]]:
         """(source, index, draw) of this rank's share of every batch from number `start` on."""

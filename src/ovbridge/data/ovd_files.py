@@ -131,7 +131,7 @@ def write_caption_tags(
     }
 
 
-def write_once(path: Path, payload: Mapping[str, Any]) -> None:
+def write_once(path: Path, payload: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write JSON aside and rename it; an equal file is left alone, a different one is never overwritten."""
     content = json.dumps(payload, separators=(",", ":")).encode()
     if path.exists():

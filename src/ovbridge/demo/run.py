@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ovbridge.audit.run import summary_for
 from ovbridge.config_tree import apply_overrides
 from ovbridge.console import Ticker
 from ovbridge.data.coco import CocoDataset
@@ -23,7 +24,7 @@ from ovbridge.evaluation.run import predict
 from ovbridge.images import read_image
 from ovbridge.inference import Detector
 from ovbridge.label_store import save_text_bank
-from ovbridge.labeling.labellers import RegionLabeller, TagLabeller
+from ovbridge.labeling.labellers import JointLabeller, RegionLabeller, TagLabeller
 from ovbridge.labeling.run import label_images
 from ovbridge.labeling.sources import names_by_image
 from ovbridge.recipes import recipe_named
@@ -159,6 +160,7 @@ def run_demo(out: Path, settings: DemoSettings, *, teachers: Teachers | None = N
         "val_images": settings.val_images,
         "proposer": teachers.proposer.name,
         "proposer_trained_on": teachers.proposer.trained_on,
+        "leaks": records[stages[-1]]["leaks"]["verdict"],
         "checkpoint": str(out / "detector.safetensors"),
         "report": str(out / "report.html"),
     }
@@ -206,10 +208,10 @@ def _label(folder: DemoFolder, teachers: Teachers) -> None:
     label_folder = folder.world / "image_labels"
     label_images(folder.store, folder.world / "train2017", boxed, regions, read_image=read_image)
     names_of = names_by_image(tagged)
-    label_images(folder.store, label_folder, list(names_of), regions, read_image=read_image)
     # People sorted these pictures into folders, so every label has a box, however unsure (threshold 0, paper §4).
     tags = TagLabeller(proposer=teachers.proposer, names_of=names_of, threshold=0.0)
-    label_images(folder.store, label_folder, list(names_of), tags, read_image=read_image)
+    both = JointLabeller(regions=regions, tags=tags)
+    label_images(folder.store, label_folder, list(names_of), both, read_image=read_image)
 
 
 def _evaluate(folder: DemoFolder, stage: str, seed: int) -> dict[str, Any]:
@@ -235,6 +237,7 @@ def _evaluate(folder: DemoFolder, stage: str, seed: int) -> dict[str, Any]:
         "checkpoint_sha256": digest,
         "stage": stage,
         "seed": seed,
+        "leaks": summary_for(str(checkpoint), folder.val_annotations),
         "seconds": round(time.monotonic() - began, 2),
     }
     write_results(folder.predictions(stage), detections)

@@ -86,8 +86,8 @@ def world_r18_fpn(
         ),
         rpn=RpnConfig(
             anchor_sizes=sizes,
-            pre_nms_train=600,
-            post_nms_train=300,
+            pre_nms_train=300,
+            post_nms_train=200,
             pre_nms_test=600,
             post_nms_test=200,
             sampled_anchors=128,
@@ -99,6 +99,6 @@ def world_r18_fpn(
         ),
         projection=ProjectionConfig(
             embedding_dim=embedding_dim,
-            transfer=TransferConfig(hidden=256, residual_hidden=256) if transfer else None,
+            transfer=TransferConfig(hidden=512, residual_hidden=256, start="identity") if transfer else None,
         ),
     )

@@ -191,7 +191,10 @@ class PyramidBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised pixels [B, 3, H, W] → one map a level; H and W must be multiples of the last body stride."""
-        features: list[Tensor] = self.body(x)
+        return self.merge(self.body(x))
+
+    def merge(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The body's maps, one an output stage → one map a level."""
         levels: list[Tensor] = []
         top: Tensor | None = None
         for feature, lateral, output in zip(

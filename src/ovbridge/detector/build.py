@@ -12,12 +12,15 @@ from ovbridge.detector.backbone import PyramidBackbone, ResNet
 from ovbridge.detector.classifier import CosineClassifier
 from ovbridge.detector.config import BackboneConfig, DetectorConfig, RoiConfig, TransferConfig
 from ovbridge.detector.detector import TwoStageDetector
+from ovbridge.detector.library_body import LibraryBody, LibraryTrunk
+from ovbridge.detector.library_network import StagedNetwork, staged_network
 from ovbridge.detector.mask_head import MaskHead
 from ovbridge.detector.pixels import PixelNormalizer
 from ovbridge.detector.pooling import RegionPooler
 from ovbridge.detector.projection import LinearProjection, WeightTransferProjection, build_projection
-from ovbridge.detector.roi_head import BoxRegressor, FullyConnectedTrunk, RoIHead, Stage5Trunk
+from ovbridge.detector.roi_head import BoxRegressor, FullyConnectedTrunk, RoIHead, Stage5Trunk, Trunk
 from ovbridge.detector.rpn import RegionProposalNetwork
+from ovbridge.errors import CheckpointError
 
 
 def build_detector(config: DetectorConfig, text_embeddings_KD: Tensor, *, seed: int = 0) -> TwoStageDetector:
@@ -52,11 +55,12 @@ def load_values(model: TwoStageDetector, tensors: Mapping[str, Tensor]) -> None:
 def _assemble(config: DetectorConfig, text_KD: Tensor) -> TwoStageDetector:
     with torch.device("cpu"):
         pixels = PixelNormalizer(config.pixels)
-    backbone = _backbone(config.backbone)
+    network = _network(config.backbone)
+    backbone = _backbone(config.backbone, network)
     # The RPN's extra level is too coarse for the heads.
     levels = len(config.backbone.out_stages)
     strides, channels = backbone.strides[:levels], backbone.channels[0]
-    trunk = _trunk(config.roi, config.backbone, strides, channels)
+    trunk = _trunk(config.roi, config.backbone, strides, channels, network)
     roi_head = RoIHead(
         trunk=trunk,
         projection=build_projection(trunk.features, config.projection),
@@ -81,8 +85,40 @@ def _assemble(config: DetectorConfig, text_KD: Tensor) -> TwoStageDetector:
     )
 
 
-def _backbone(config: BackboneConfig) -> ResNet | PyramidBackbone:
-    body = ResNet(
+def _network(config: BackboneConfig) -> StagedNetwork | None:
+    if config.network is None:
+        return None
+    # Never on the device "meta": these networks keep tables that no checkpoint holds.
+    wanted = torch.get_default_device().type != "meta"
+    with torch.device("cpu"):
+        network = staged_network(config.network, values=wanted)
+    if config.channels != network.channels[: len(config.channels)]:
+        raise CheckpointError(
+            f"{config.network} has channels {network.channels}, the configuration {config.channels}: "
+            "make it with ovbridge.detector.with_network, or write the checkpoint again"
+        )
+    return network
+
+
+def _backbone(config: BackboneConfig, network: StagedNetwork | None) -> ResNet | LibraryBody | PyramidBackbone:
+    body = _resnet(config) if network is None else _library_body(config, network)
+    if config.pyramid is None:
+        return body
+    return PyramidBackbone(body, channels=config.pyramid.channels, extra_level=config.pyramid.extra_level)
+
+
+def _library_body(config: BackboneConfig, network: StagedNetwork) -> LibraryBody:
+    with torch.device("cpu"):
+        return LibraryBody(
+            network,
+            out_stages=config.out_stages,
+            freeze_at=config.freeze_at,
+            normalise_outputs=config.pyramid is not None,
+        )
+
+
+def _resnet(config: BackboneConfig) -> ResNet:
+    return ResNet(
         stem_channels=config.stem_channels,
         depths=config.depths,
         channels=config.channels,
@@ -92,9 +128,6 @@ def _backbone(config: BackboneConfig) -> ResNet | PyramidBackbone:
         stride_in_1x1=config.stride_in_1x1,
         freeze_at=config.freeze_at,
     )
-    if config.pyramid is None:
-        return body
-    return PyramidBackbone(body, channels=config.pyramid.channels, extra_level=config.pyramid.extra_level)
 
 
 def _pooler(resolution: int, roi: RoiConfig, strides: tuple[int, ...]) -> RegionPooler:
@@ -107,8 +140,15 @@ def _pooler(resolution: int, roi: RoiConfig, strides: tuple[int, ...]) -> Region
 
 
 def _trunk(
-    roi: RoiConfig, backbone: BackboneConfig, strides: tuple[int, ...], channels: int
-) -> Stage5Trunk | FullyConnectedTrunk:
+    roi: RoiConfig,
+    backbone: BackboneConfig,
+    strides: tuple[int, ...],
+    channels: int,
+    network: StagedNetwork | None,
+) -> Trunk:
+    if roi.stage5 is not None and network is not None:
+        with torch.device("cpu"):
+            return LibraryTrunk(_pooler(roi.stage5.resolution, roi, strides), network)
     if roi.stage5 is not None:
         return Stage5Trunk(
             _pooler(roi.stage5.resolution, roi, strides),
@@ -129,8 +169,9 @@ def to_weight_transfer(
 ) -> TwoStageDetector:
     """The same detector (the same parameter objects) with a weight-transfer projection on its linear one.
 
-    The linear weight and bias are kept and frozen; the new layers have nn.Linear's default initialisation.
-    Raises ValueError if the projection is transferred already.
+    The linear weight and bias are kept, and frozen unless `transfer` says otherwise; the new layers start as
+    `transfer.start` says.
+    Raises ValueError if the projection is transferred already, or its hidden width too small for an identity start.
     """
     linear_projection = model.roi_head.projection
     if not isinstance(linear_projection, LinearProjection):
@@ -142,7 +183,10 @@ def to_weight_transfer(
         projection = build_projection(linear.in_features, config.projection)
     assert isinstance(projection, WeightTransferProjection)
     projection.to(linear.weight.device)
-    projection.linear = linear.requires_grad_(False)
+    assert config.projection.transfer is not None
+    projection.linear = linear.requires_grad_(not config.projection.transfer.freeze_distilled)
+    if config.projection.transfer.start == "identity":
+        projection.start_at_identity()
     projection.train(model.training)
     head = model.roi_head
     transferred = TwoStageDetector(

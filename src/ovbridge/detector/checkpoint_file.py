@@ -6,7 +6,6 @@ Nothing in such a file is executed on loading.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,15 @@ import safetensors
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from ovbridge.detector.atomic_file import write_safetensors
 from ovbridge.detector.build import empty_detector, load_values
 from ovbridge.detector.config import DetectorConfig
 from ovbridge.detector.detector import TwoStageDetector
 from ovbridge.errors import CheckpointError
 
 FORMAT = "ovbridge-detector-1"
-"""Changes when older code can no longer read new files."""
+"""The key of the metadata."""
 
 _TEXT_BANK = "roi_head.classifier.text_KD"
 
@@ -71,35 +70,29 @@ def save_detector(path: Path, model: TwoStageDetector, metadata: DetectorMetadat
         )
     record = asdict(metadata)
     record["versions"] = _versions() | metadata.versions
-    texts = {"format": FORMAT, "config": json.dumps(model.config.to_json()), "metadata": json.dumps(record)}
-    # A copy of its own for every tensor: safetensors refuses views that share memory.
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, aside, metadata=texts)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written ({error.strerror or error}): choose another place") from None
-    finally:
-        aside.unlink(missing_ok=True)
+    # One key, sorted within: safetensors writes several in random order, and equal runs must give equal files.
+    text = json.dumps({"config": model.config.to_json(), "metadata": record}, sort_keys=True)
+    write_safetensors(path, model.state_dict(), {FORMAT: text})
 
 
 def read_metadata(path: Path) -> tuple[DetectorConfig, DetectorMetadata]:
     """Architecture and metadata of a checkpoint without its weights; raises CheckpointError as `load_detector`."""
     with _open(path) as file:
         texts = file.metadata() or {}
-    if texts.get("format") != FORMAT:
-        what = f"format {texts['format']!r}" if "format" in texts else "no detector of ours"
-        raise CheckpointError(
-            f"{path} holds {what}: give a detector.safetensors written by 'ovbridge train' or 'ovbridge convert'"
-        )
     try:
-        config = DetectorConfig.from_json(json.loads(texts["config"]))
-        metadata = TypeAdapter(DetectorMetadata).validate_json(texts["metadata"])
-    except (KeyError, ValueError, ValidationError) as error:
+        if FORMAT in texts:
+            parts = json.loads(texts[FORMAT])
+        elif texts.get("format") == FORMAT:
+            # Files of before held three keys.
+            parts = {"config": json.loads(texts["config"]), "metadata": json.loads(texts["metadata"])}
+        else:
+            what = f"format {texts['format']!r}" if "format" in texts else "no detector of ours"
+            raise CheckpointError(
+                f"{path} holds {what}: give a detector.safetensors written by 'ovbridge train' or 'ovbridge convert'"
+            )
+        config = DetectorConfig.from_json(parts["config"])
+        metadata = TypeAdapter(DetectorMetadata).validate_python(parts["metadata"])
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
         line = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: its metadata cannot be read ({line}): write the checkpoint again") from None
     return config, metadata

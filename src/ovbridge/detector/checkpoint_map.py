@@ -5,15 +5,10 @@ Legend: K classes, D embedding. Every tensor of an official file ends as a param
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ovbridge.detector.architectures import coco_r50_c4, lvis_r50_fpn
@@ -138,7 +133,7 @@ def _recognise(tensors: Mapping[str, Tensor]) -> DetectorConfig:
     if projection is None or TEXT not in tensors:
         raise CheckpointError(
             "not a detector of the paper (no text embeddings or projection in its box predictor): "
-            "convert takes coco_ovd_*.pth and lvis_ovd_*.pth"
+            "convert takes coco_ovd_*.pth, lvis_ovd_*.pth, MAVL, ImageNet ResNets, and others with --network"
         )
     pyramid = any(name.startswith("backbone.bottom_up.") for name in tensors)
     config = lvis_r50_fpn() if pyramid else coco_r50_c4()
@@ -156,40 +151,3 @@ def _recognise(tensors: Mapping[str, Tensor]) -> DetectorConfig:
         classifier=replace(config.classifier, bias=None if bias is None else -4.6),
         mask=config.mask if has_masks else None,
     )
-
-
-def read_official(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth`; objects other than tensors and plain containers are refused, never executed.
-
-    Raises CheckpointError for a missing, truncated, foreign or malicious file.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist: give an official .pth")
-    try:
-        with warnings.catch_warnings():
-            # Of foreign pickles torch says that it might not read them; the error below says it better.
-            warnings.simplefilter("ignore")
-            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        reason = _refused_global(str(error))
-        raise CheckpointError(f"{path} {reason}: nothing in it was executed; get the file from its authors") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} is truncated or no PyTorch file ({line}): download it again") from None
-    tensors = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{path} holds no table of tensors: give an official .pth")
-    return {str(name).removeprefix("module."): value for name, value in tensors.items()}
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
-def _refused_global(message: str) -> str:
-    found = re.search(r"Unsupported (?:global|operand)[^\n]*?([\w.]+\.[\w.]+)", message)
-    if found or "Unsupported" in message:
-        what = f" ({found[1]})" if found else ""
-        return f"asks for code{what} that a weights file has no need of"
-    return "is truncated or no PyTorch file"

@@ -59,6 +59,9 @@ class BackboneConfig:
     """The stem (1) and the stages up to this number get no gradient; 0 trains everything."""
     pyramid: PyramidConfig | None = None
     """None: the single output stage is used as it is (C4)."""
+    network: str | None = None
+    """None: the residual network above. "timm/convnext_tiny", "torchvision/swin_t", ...: that library's network, of
+    which `channels`, `out_stages` and `freeze_at` then speak; the other fields mean nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +144,16 @@ class TransferConfig:
     """Hidden width of the skip branch."""
     negative_slope: float = 0.1
     """Of the leaky ReLU in both."""
+    start: Literal["random", "identity"] = "random"
+    """"random": the new layers start as nn.Linear does (the released code). "identity": they start with W_P = W_D and
+    a silent skip branch, so that the first step classifies as the distilled projection does; this takes
+    `hidden` >= twice the width of a region feature."""
+    layers: Literal[1, 2, 3] = 2
+    """Linear layers that turn W_D into W_P; with one there is no hidden width."""
+    residual: bool = True
+    """Whether the skip branch is there."""
+    freeze_distilled: bool = True
+    """Whether W_D stays as it is; if not, `stage.frozen` must not name it either."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from ovbridge.detector.boxes import decode_boxes
 from ovbridge.detector.config import DetectorConfig, PostprocessConfig
+from ovbridge.detector.example_matching import with_examples
 from ovbridge.detector.mask_head import MaskHead
 from ovbridge.detector.pixels import PixelNormalizer
 from ovbridge.detector.pooling import batch_rois
-from ovbridge.detector.postprocess import RawDetections, select_detections
+from ovbridge.detector.postprocess import RawDetections, RowClasses, select_detections
 from ovbridge.detector.roi_head import RoIHead
 from ovbridge.detector.rpn import BoxProposals, RegionProposalNetwork
 from ovbridge.structures import Proposals
@@ -31,6 +32,20 @@ class EncodedImages:
     """[B, C, H / stride, W / stride], one a level, finest first."""
     sizes: list[tuple[int, int]]
     """(H, W) of each image in pixels, before padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is looked for in one image."""
+
+    text_bank_KD: Tensor | None = None  # noqa: N815 - dense-maths suffix
+    """Rows of any length in place of the stored vocabulary."""
+    example_ED: Tensor | None = None  # noqa: N815 - dense-maths suffix
+    """CLIP embeddings of example pictures, of any length: further rows after those of the vocabulary."""
+    rows: RowClasses | None = None
+    """Which of all these rows make one class together; None makes each row a class."""
+    postprocess: PostprocessConfig | None = None
+    """Threshold, NMS and count in place of the checkpoint's."""
 
 
 class TwoStageDetector(nn.Module):
@@ -71,9 +86,9 @@ class TwoStageDetector(nn.Module):
         """Make [K, D] text embeddings (rows of any length) the vocabulary; raises ValueError for another width."""
         self.roi_head.classifier.set_text_bank(embeddings_KD)
 
-    def encode(self, images: Sequence[Tensor]) -> EncodedImages:
-        """Pictures [3, H, W] uint8 RGB → feature maps."""
-        batch, sizes = self.pixels(images)
+    def encode(self, images: Sequence[Tensor], least_hw: tuple[int, int] | None = None) -> EncodedImages:
+        """Pictures [3, H, W] uint8 RGB → feature maps, padded to at least `least_hw` if given."""
+        batch, sizes = self.pixels(images, least_hw)
         return EncodedImages(features=self.backbone(batch), sizes=sizes)
 
     def _proposals(self, encoded: EncodedImages, count: int | None = None) -> list[BoxProposals]:
@@ -106,12 +121,20 @@ class TwoStageDetector(nn.Module):
         *,
         postprocess: PostprocessConfig | None = None,
         text_bank_KD: Tensor | None = None,
+        example_ED: Tensor | None = None,
+        rows: RowClasses | None = None,
     ) -> list[RawDetections]:
         """Detections of pictures [3, H, W] uint8 RGB, already resized, in their pixels.
 
-        `text_bank_KD` (rows of any length) stands in for the stored vocabulary during this call alone.
+        `text_bank_KD` (rows of any length) stands in for the stored vocabulary during this call alone, followed by
+        `example_ED`, CLIP embeddings of example pictures; `rows` says which of all these make one class together.
         """
-        config = postprocess or self.config.postprocess
+        search = Search(text_bank_KD=text_bank_KD, example_ED=example_ED, rows=rows, postprocess=postprocess)
+        return self.detect_each(images, [search] * len(images))
+
+    @torch.inference_mode()
+    def detect_each(self, images: Sequence[Tensor], searches: Sequence[Search]) -> list[RawDetections]:
+        """`detect` with a search of its own for each image: requests of different people in one pass."""
         encoded = self.encode(images)
         proposals = [found.boxes_xyxy for found in self._proposals(encoded)]
         rois = batch_rois(proposals)
@@ -120,27 +143,34 @@ class TwoStageDetector(nn.Module):
         query_RD = self.roi_head.classifier.query(self.roi_head.projection(region_RF))
         # Class scores decide the order of detections: never in half precision.
         with torch.autocast(self.device.type, enabled=False):
-            found = self._select(boxes_R4, query_RD, text_bank_KD, [len(boxes) for boxes in proposals], encoded, config)
+            counts = [len(boxes) for boxes in proposals]
+            found = [
+                self._select(*parts)
+                for parts in zip(
+                    torch.split(boxes_R4, counts),
+                    torch.split(query_RD, counts),
+                    torch.split(region_RF, counts),
+                    encoded.sizes,
+                    searches,
+                    strict=True,
+                )
+            ]
         return self._with_masks(encoded, found)
 
     def _select(
-        self,
-        boxes_R4: Tensor,
-        query_RD: Tensor,
-        text_bank_KD: Tensor | None,
-        counts: list[int],
-        encoded: EncodedImages,
-        config: PostprocessConfig,
-    ) -> list[RawDetections]:
+        self, boxes_R4: Tensor, query_RD: Tensor, region_RF: Tensor, image_hw: tuple[int, int], search: Search
+    ) -> RawDetections:
+        """The detections of one image."""
         classifier = self.roi_head.classifier
         text_KD = classifier.text_KD
-        if text_bank_KD is not None:
-            text_KD = F.normalize(text_bank_KD.to(text_KD.device, torch.float32), dim=1)
-        parts = zip(torch.split(boxes_R4, counts), torch.split(query_RD, counts), encoded.sizes, strict=True)
-        return [
-            select_detections(boxes, query, text_KD, classifier.bias, image_hw, config)
-            for boxes, query, image_hw in parts
-        ]
+        if search.text_bank_KD is not None:
+            text_KD = F.normalize(search.text_bank_KD.to(text_KD.device, torch.float32), dim=1)
+        if search.example_ED is not None:
+            example_ED = F.normalize(search.example_ED.to(text_KD.device, torch.float32), dim=1)
+            distilled_RD = self.roi_head.distilled_unit_embeddings(region_RF)
+            query_RD, text_KD = with_examples(query_RD, distilled_RD, text_KD, example_ED, classifier.bias)
+        config = search.postprocess or self.config.postprocess
+        return select_detections(boxes_R4, query_RD, text_KD, classifier.bias, image_hw, config, search.rows)
 
     def _with_masks(self, encoded: EncodedImages, found: list[RawDetections]) -> list[RawDetections]:
         if self.mask_head is None:

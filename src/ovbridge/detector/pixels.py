@@ -24,12 +24,18 @@ class PixelNormalizer(nn.Module):
         self.register_buffer("mean", torch.tensor(config.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).reshape(3, 1, 1), persistent=False)
 
-    def forward(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Pictures [3, H, W] uint8 RGB → [B, 3, H', W'] float32 and the (H, W) of each before padding."""
+    def forward(
+        self, images: Sequence[Tensor], least_hw: tuple[int, int] | None = None
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Pictures [3, H, W] uint8 RGB → [B, 3, H', W'] float32 and the (H, W) of each before padding.
+
+        `least_hw`: height and width that the padding reaches at least, for parts of a batch that must pad alike.
+        """
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
         multiple = max(self.config.size_divisibility, 1)
-        height = -(-max(h for h, _ in sizes) // multiple) * multiple
-        width = -(-max(w for _, w in sizes) // multiple) * multiple
+        least_h, least_w = least_hw or (0, 0)
+        height = -(-max(least_h, *(h for h, _ in sizes)) // multiple) * multiple
+        width = -(-max(least_w, *(w for _, w in sizes)) // multiple) * multiple
         batch = torch.stack([self._normalize(image, height, width) for image in images])
         return batch, sizes
 

@@ -36,6 +36,19 @@ class RawDetections:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowClasses:
+    """What the rows of a text bank mean where several of them (synonyms, examples) stand for one class.
+
+    A region's score of a class is then its best over the class's rows, since NMS drops the others.
+    """
+
+    class_ids_K: Tensor  # noqa: N815 - dense-maths suffix
+    """[K] int64, the class of each row."""
+    thresholds_K: Tensor  # noqa: N815 - dense-maths suffix
+    """[K] float in [0, 1]: only scores above it count, on top of the threshold of the call."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidates:
     """The best (region, class) pairs, by falling score; ties in order of region, then class."""
 
@@ -47,6 +60,16 @@ class Candidates:
     """[N] int64"""
     complete: bool
     """True if there are no more above the threshold."""
+
+    def in_classes(self, rows: RowClasses) -> Candidates:
+        """Those above the threshold of their row, with the class of the row for the row."""
+        kept = self.scores > rows.thresholds_K[self.class_ids]
+        return replace(
+            self,
+            scores=self.scores[kept],
+            regions=self.regions[kept],
+            class_ids=rows.class_ids_K[self.class_ids[kept]],
+        )
 
 
 def best_candidates(
@@ -88,8 +111,9 @@ def select_detections(
     bias: Tensor | None,
     image_hw: tuple[int, int],
     config: PostprocessConfig,
+    rows: RowClasses | None = None,
 ) -> RawDetections:
-    """The detections of one image.
+    """The detections of one image; the rows of `text_KD` are the classes unless `rows` says otherwise.
 
     Exact: NMS per class looks at better candidates only, so the survivors among the best pairs are the best
     survivors; where they are too few, more pairs are taken.
@@ -99,6 +123,8 @@ def select_detections(
     count = 16 * config.max_detections
     while True:
         found = best_candidates(query_RD, text_KD, bias, usable_R, threshold=config.score_threshold, count=count)
+        if rows is not None:
+            found = found.in_classes(rows)
         boxes = boxes_R4[found.regions]
         kept = suppress_sorted(boxes, found.class_ids, config.nms_iou, config.max_detections)
         if found.complete or len(kept) >= config.max_detections:

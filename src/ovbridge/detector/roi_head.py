@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ovbridge.detector.backbone import BottleneckBlock, Norm, residual_stage
 from ovbridge.detector.classifier import CosineClassifier
+from ovbridge.detector.library_body import LibraryTrunk
 from ovbridge.detector.pooling import RegionPooler
 from ovbridge.detector.projection import Projection
 from ovbridge.detector.strided_pooling import pool_every_second_cell
@@ -95,19 +96,22 @@ class BoxRegressor(nn.Module):
         return cast(Tensor, self.fc2(F.relu_(self.fc1(region_RF)))).float()
 
 
+Trunk = Stage5Trunk | FullyConnectedTrunk | LibraryTrunk
+
+
 class RoIHead(nn.Module):
     """Trunk, projection, classifier and box regression; the parts are given."""
 
     def __init__(
         self,
         *,
-        trunk: Stage5Trunk | FullyConnectedTrunk,
+        trunk: Trunk,
         projection: Projection,
         classifier: CosineClassifier,
         box_regressor: BoxRegressor,
     ) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk: Trunk = trunk
         self.projection: Projection = projection
         self.classifier = classifier
         self.box_regressor = box_regressor

@@ -27,7 +27,8 @@ def random_choice(n: int, k: int, generator: torch.Generator | None) -> Tensor:
 def match(iou_MN: Tensor, low: float, high: float, *, rescue: bool) -> tuple[Tensor, Tensor]:
     """Best true box [N] int64 and label [N] (POSITIVE from `high` on, NEGATIVE below `low`, else IGNORED).
 
-    `rescue`: the best anchors of a true box are positive however low their overlap (Faster R-CNN, 3.1.2 i).
+    `rescue`: the best anchors of a true box are positive however low their overlap (Faster R-CNN, 3.1.2 i); as in
+    Detectron2 that is every anchor for a box that meets none, so boxes without area must not come here.
     """
     if len(iou_MN) == 0:
         zeros = torch.zeros(iou_MN.shape[1], dtype=torch.int64, device=iou_MN.device)
@@ -38,7 +39,7 @@ def match(iou_MN: Tensor, low: float, high: float, *, rescue: bool) -> tuple[Ten
     labels_N[best_N >= high] = POSITIVE
     if rescue:
         best_M = iou_MN.amax(dim=1, keepdim=True)
-        labels_N[((iou_MN == best_M) & (best_M > 0)).any(dim=0)] = POSITIVE
+        labels_N[(iou_MN == best_M).any(dim=0)] = POSITIVE
     return matched_N, labels_N
 
 

@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 IouType = Literal["bbox", "segm"]
+
+Results = Sequence[dict[str, Any]] | np.ndarray
+"""COCO result records, or the same as [N, 7] numbers: image id, x, y, width, height, score, category id."""
+_R = TypeVar("_R", bound=Results)
+IMAGE, SCORE, CATEGORY = 0, 5, 6
+"""Columns of results as numbers."""
 
 IOU_THRESHOLDS_T = np.linspace(0.5, 0.95, 10)
 
@@ -60,11 +66,11 @@ class ClassPrecision:
 
 def class_precision(
     ground_truth: dict[str, Any],
-    results: Sequence[dict[str, Any]],
+    results: Results,
     *,
     iou_type: IouType = "bbox",
     federated: bool = False,
-    max_detections: int = 100,
+    max_detections: int | None = 100,
 ) -> ClassPrecision:
     """Match detections to ground truth as pycocotools does, or lvis-api if `federated`.
 
@@ -74,14 +80,18 @@ def class_precision(
         iou_type: Compare boxes or masks.
         federated: LVIS rules: classes are judged only where an image was checked for them.
         max_detections: Best-scored detections kept: per image and class for COCO (as pycocotools),
-            per image over all classes for LVIS (as lvis-api).
+            per image over all classes for LVIS (as lvis-api). None keeps all.
     """
     import hotcoco
 
-    kept = best_per_image(results, max_detections) if federated else list(results)
+    kept = best_per_image(results, max_detections) if federated and max_detections is not None else results
     truth = hotcoco.COCO(_filled_in(ground_truth))
-    evaluator = hotcoco.COCOeval(truth, truth.load_res(kept), iou_type, lvis_style=federated)
-    if not federated:
+    given = kept if isinstance(kept, np.ndarray) else list(kept)
+    evaluator = hotcoco.COCOeval(truth, truth.load_res(given), iou_type, lvis_style=federated)
+    if max_detections is None:
+        # No group of detections is longer than all of them together.
+        evaluator.params.max_dets = [len(kept) + 1] if federated else [1, 10, len(kept) + 11]
+    elif not federated:
         evaluator.params.max_dets = [1, 10, max_detections]
     evaluator.evaluate()
     evaluator.accumulate()
@@ -101,14 +111,36 @@ def class_precision(
     )
 
 
-def best_per_image(results: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+def best_per_image(results: _R, limit: int) -> _R:
     """The `limit` best-scored records of each image; ties keep the order given, as in lvis-api."""
-    of_image: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    return _best_of_each(results, "image_id", IMAGE, limit)
+
+
+def best_per_class(results: _R, limit: int) -> _R:
+    """The `limit` best-scored records of each class over the whole data set; ties keep the order given."""
+    return _best_of_each(results, "category_id", CATEGORY, limit)
+
+
+def above(results: _R, threshold: float) -> _R:
+    """The records that score more than `threshold`."""
+    if isinstance(results, np.ndarray):
+        return results[results[:, SCORE] > threshold]  # type: ignore[return-value]
+    return [r for r in results if r["score"] > threshold]  # type: ignore[return-value]
+
+
+def _best_of_each(results: _R, key: str, column: int, limit: int) -> _R:
+    if isinstance(results, np.ndarray):
+        order = np.lexsort((-results[:, SCORE], results[:, column]))
+        groups = results[order, column]
+        starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]]) if len(order) else np.zeros(0, int)
+        rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+        return results[order[rank < limit]]  # type: ignore[return-value]
+    of_group: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
-        of_image[result["image_id"]].append(result)
-    return [
+        of_group[result[key]].append(result)
+    return [  # type: ignore[return-value]
         result
-        for group in of_image.values()
+        for group in of_group.values()
         for result in sorted(group, key=lambda r: r["score"], reverse=True)[:limit]
     ]
 

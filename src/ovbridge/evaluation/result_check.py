@@ -7,28 +7,46 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ovbridge.data.annotation_check import read_json
 from ovbridge.errors import DataError
 
 
-def load_results(path: Path) -> list[dict[str, Any]]:
-    """A COCO results file; raises DataError if it is missing, not JSON or not a list."""
+def load_results(path: Path) -> list[dict[str, Any]] | np.ndarray:
+    """A COCO results file, or a .npy of [N, 7] numbers; raises DataError if it is missing or neither.
+
+    Columns of a .npy: image id, x, y, width, height, score, category id (as pycocotools takes them).
+    """
+    if path.suffix == ".npy":
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is no .npy array of results ({error}): write [N, 7] numbers") from None
+        if array.ndim != 2 or array.shape[1] != 7 or array.dtype.kind not in "fiu":
+            raise DataError(f"{path} is {array.shape} {array.dtype}: results are [N, 7] numbers")
+        return np.asarray(array, dtype=np.float64)
     results = read_json(path)
     if not isinstance(results, list):
         raise DataError(f"{path} is not a COCO results file: it must hold a list of detections")
     return results
 
 
-def check_results(results: Sequence[Any], ground_truth: dict[str, Any], source: str, *, iou_type: str) -> None:
+def check_results(
+    results: Sequence[Any] | np.ndarray, ground_truth: dict[str, Any], source: str, *, iou_type: str
+) -> None:
     """Raise DataError, prefixed with `source`, for the first fault of `results` against a checked ground truth."""
     for fault in result_faults(results, ground_truth, iou_type=iou_type):
         raise DataError(f"{source}: {fault}")
 
 
-def result_faults(results: Sequence[Any], ground_truth: dict[str, Any], *, iou_type: str) -> Iterator[str]:
+def result_faults(results: Sequence[Any] | np.ndarray, ground_truth: dict[str, Any], *, iou_type: str) -> Iterator[str]:
     """Every reason why the results cannot be scored."""
     images = {i["id"] for i in ground_truth["images"]}
     categories = {c["id"] for c in ground_truth["categories"]}
+    if isinstance(results, np.ndarray):
+        yield from _number_faults(results, images, categories, iou_type)
+        return
     for position, result in enumerate(results):
         fault = _fault(result, images, categories, iou_type)
         if fault:
@@ -57,6 +75,21 @@ def _fault(result: Any, images: set[int], categories: set[int], iou_type: str) -
         if bbox[2] < 0 or bbox[3] < 0:
             return f"(image {result['image_id']}) has bbox {bbox!r}: negative width or height (is it xyxy?)"
     return None
+
+
+def _number_faults(rows_N7: np.ndarray, images: set[int], categories: set[int], iou_type: str) -> Iterator[str]:
+    if iou_type != "bbox":
+        yield "results as numbers hold boxes alone: use iou type bbox, or give COCO records with masks"
+        return
+    bad = {
+        "is of an image that the annotation file does not have": ~np.isin(rows_N7[:, 0], list(images)),
+        "has a category that the annotation file does not have": ~np.isin(rows_N7[:, 6], list(categories)),
+        "has a number that is not finite": ~np.isfinite(rows_N7).all(axis=1),
+        "has negative width or height (is it xyxy?)": (rows_N7[:, 3:5] < 0).any(axis=1),
+    }
+    for why, rows in bad.items():
+        for position in np.flatnonzero(rows):
+            yield f"detection number {position} (image {rows_N7[position, 0]:g}) {why}: {rows_N7[position].tolist()}"
 
 
 def _finite(value: Any) -> bool:

@@ -24,6 +24,17 @@ def require_free(path: Path, record: Mapping[str, Any]) -> None:
         raise DataError(f"{path} exists and holds something else: choose another --out or remove it")
 
 
+def add_leaks(path: Path, verdict: Mapping[str, Any]) -> None:
+    """Put the outcome of a leak audit into a results file; raises DataError if it is none."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        record = None
+    if not isinstance(record, dict) or not record.keys() & {"protocol", "stages"}:
+        raise DataError(f"{path} is no results file: give the results.json of an evaluation")
+    write_results(path, {**record, "leaks": dict(verdict)})
+
+
 def write_results(path: Path, record: Mapping[str, Any] | list[dict[str, Any]]) -> None:
     """Write JSON aside and rename it; raises DataError where that is not possible."""
     try:

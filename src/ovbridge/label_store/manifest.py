@@ -59,7 +59,7 @@ class Manifest:
     embedding_dim: int | None = None
     """Embedding width D."""
     crop_rule: str | None = None
-    """How a box became a crop: tight, square or ensemble-1.5."""
+    """How a box became a crop: tight, square, ensemble-1.5 or masked."""
     image_sets: tuple[ImageSet, ...] = ()
     """The folders labelled so far. May grow: it is not compared."""
 

@@ -10,6 +10,7 @@ Teachers meet the student only here.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,9 @@ from ovbridge.structures import ImageLabels, RegionTargets
 from ovbridge.vocabulary import TextBank, Vocabulary
 
 TABLES: tuple[Table, ...] = get_args(Table)
+
+_NOTHING = {"images": 0, "failed": 0, "of": 0, "empty": 0, "boxes": 0, "images_per_second": 0.0, "causes": {}}
+"""Status of a table that was never begun."""
 
 
 class LabelStore:
@@ -54,24 +58,20 @@ class LabelStore:
         return store
 
     @classmethod
-    def create_or_open(cls, path: str | Path, manifest: Manifest) -> LabelStore:
-        """Open `path` for appending to `manifest.table`, making what is missing.
+    def create_or_open(cls, path: str | Path, *manifests: Manifest) -> LabelStore:
+        """Open `path` for appending to the tables of `manifests`, making what is missing.
 
-        Raises StoreError if the table was made by another teacher or under other rules.
+        Raises StoreError if one of the tables was made by another teacher or under other rules; then none is made.
         """
         path = Path(path)
-        file = _manifest_path(path, manifest.table)
         try:
-            with locked(path / f"{manifest.table}.lock"):
-                known = Manifest.load(file) if file.exists() else None
-                merged = manifest
-                if known is not None:
-                    known.check_same_origin(manifest, path)
-                    merged = known
-                    for image_set in manifest.image_sets:
-                        merged = merged.with_image_set(image_set)
-                if merged != known:
-                    merged.save(file)
+            for manifest in manifests:
+                _merged(path, manifest)
+            for manifest in manifests:
+                with locked(path / f"{manifest.table}.lock"):
+                    known, merged = _merged(path, manifest)
+                    if merged != known:
+                        merged.save(_manifest_path(path, manifest.table))
         except OSError as error:
             raise StoreError(f"cannot write to {path} ({error.strerror}): choose another --store") from None
         return cls(path)
@@ -122,6 +122,10 @@ class LabelStore:
         """Merge small files, if there are `at_fragments`, and remove leftovers; rows stay as they are."""
         self._table(table).compact(at_fragments=at_fragments)
 
+    def make_vector_index(self, table: Table, column: str) -> None:
+        """Index the vectors of a column by cosine; see `LabelTable.make_vector_index`."""
+        self._table(table).make_vector_index(column)
+
     def regions(self, image_keys: Sequence[str]) -> dict[str, RegionTargets]:
         """RKD targets of the images that have them, boxes in pixels of the original image.
 
@@ -159,15 +163,29 @@ class LabelStore:
             )
         return TextBank.load(file)
 
+    def tag_counts(self) -> dict[str, int]:
+        """Class name → number of its PIS boxes; empty where the store has no tags."""
+        if "tags" not in self:
+            return {}
+        names = self._table("tags").columns(["name"], "status = 'ok'")["name"].to_pylist()
+        return dict(Counter(names))
+
+    def text_names(self) -> dict[str, tuple[str, ...]]:
+        """Text bank → its names."""
+        return {name: self.text_bank(name).names for name in self._text_banks()}
+
     def _text_banks(self) -> list[str]:
         return [file.stem for file in sorted((self.path / "text").glob("*.safetensors"))]
 
     def status(self) -> dict[str, Any]:
         """Progress, failures by cause, rate and origin of every table.
 
-        `images` are labelled (with or without boxes), `failed` are not; `of` is what the last run aimed at.
+        `images` are labelled (with or without boxes), `failed` are not; `of` is what the last run aimed at. A table
+        that was never begun has zeros.
         """
-        report: dict[str, Any] = {table: self._table_status(table) for table in self._manifests}
+        report: dict[str, Any] = {
+            table: self._table_status(table) if table in self else dict(_NOTHING) for table in TABLES
+        }
         banks = {name: self.text_bank(name) for name in self._text_banks()}
         report["text"] = {
             name: {"names": len(b.names), "dim": b.dim, "encoder": b.encoder, "templates": list(b.templates)}
@@ -212,6 +230,19 @@ def save_text_bank(store: str | Path, bank: TextBank, name: str = "default") -> 
     except OSError as error:
         raise StoreError(f"cannot write {file} ({error}): choose another --store") from None
     return file
+
+
+def _merged(store: Path, manifest: Manifest) -> tuple[Manifest | None, Manifest]:
+    """The manifest that the store has, and that with what `manifest` adds; StoreError where they do not fit."""
+    file = _manifest_path(store, manifest.table)
+    if not file.exists():
+        return None, manifest
+    known = Manifest.load(file)
+    known.check_same_origin(manifest, store)
+    merged = known
+    for image_set in manifest.image_sets:
+        merged = merged.with_image_set(image_set)
+    return known, merged
 
 
 def _manifest_path(store: Path, table: Table) -> Path:

@@ -7,6 +7,7 @@ first, so concurrent labellers lose nothing and label nothing twice in the store
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from ovbridge.label_store.lock import locked
 from ovbridge.label_store.schema import Columns, LabelledImage, Ranges, to_arrow, to_numpy
 
 ROWS_PER_FRAGMENT = 1 << 20
+FEWEST_INDEXED = 4096
+"""A vector index learns 256 centres a sub-vector: from fewer rows it would learn nothing."""
 MEMORY_LIMIT_BYTES = 256 << 20
 """Columns are held in memory up to this size, narrow ones first; the rest is read from disk when asked for."""
 
@@ -110,6 +113,33 @@ class LabelTable:
             self._known_version = dataset.version
             # Safe although it ignores the age of files: nobody else is inside the lock.
             dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+
+    def make_vector_index(self, column: str) -> None:
+        """Index the vectors of `column` by cosine (inverted lists over product-quantised residuals).
+
+        Rows that are appended later are searched beside it until it is made again. Raises StoreError where the disk
+        refuses or there are too few rows to learn an index from.
+        """
+        if not self.exists():
+            raise StoreError(f"{self.path} has no rows to index: label some images first")
+        with self._write("index"):
+            dataset = _open(self.path)
+            count = dataset.count_rows(filter=f"{column} IS NOT NULL")
+            if count < FEWEST_INDEXED:
+                raise StoreError(
+                    f"{self.path} has {count} vectors: searching them one by one is faster than an index below "
+                    f"{FEWEST_INDEXED}; leave out --index"
+                )
+            width = self._schema.field(column).type.list_size
+            dataset.create_index(
+                column,
+                index_type="IVF_PQ",
+                metric="cosine",
+                num_partitions=max(1, math.isqrt(count)),
+                num_sub_vectors=math.gcd(width, max(1, width // 8)),
+                replace=True,
+            )
+            self._known_version = 0
 
     def columns(self, names: Sequence[str], condition: str | None = None) -> pa.Table:
         """Some columns of all rows (that fulfil an SQL condition), in stored order."""

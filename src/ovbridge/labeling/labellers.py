@@ -1,4 +1,4 @@
-"""What is done with one batch of images: the RKD and the PIS labeller, and the manifest each writes under."""
+"""What is done with one batch of images: the RKD labeller, the PIS labeller, and both in one pass."""
 
 from __future__ import annotations
 
@@ -9,26 +9,34 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ovbridge.label_store import Manifest, NamedBoxes
+from ovbridge.errors import ConfigError
+from ovbridge.label_store import Manifest, NamedBoxes, Table
 from ovbridge.labeling.pseudo_boxes import SelectionConfig, best_box, class_agnostic
-from ovbridge.labeling.region_embeddings import CropRule, embed_boxes
+from ovbridge.labeling.region_embeddings import CropRule, check_crop_rule, embed_boxes
 from ovbridge.structures import Proposals, RegionTargets
-from ovbridge.teachers.protocol import CLASS_AGNOSTIC_QUERIES, Proposer, RegionEncoder, class_query
+from ovbridge.teachers.protocol import CLASS_AGNOSTIC_QUERIES, AnyProposer, RegionEncoder, class_query, propose
 
 CAPTION_THRESHOLD = 0.95
 """PIS boxes of captioned images count from this score of MAVL on (§4 of arXiv 2207.03482)."""
 
+Labels = Mapping[Table, RegionTargets | NamedBoxes]
+"""The labels of one image, by the table they belong to; boxes in pixels of the image given."""
+
 
 class Labeller(Protocol):
-    """Labels a batch of images."""
+    """Labels a batch of images for one table or for several."""
 
     @property
-    def manifest(self) -> Manifest:
-        """How these labels are made."""
+    def manifests(self) -> Sequence[Manifest]:
+        """How these labels are made, one manifest a table."""
         ...
 
-    def label(self, image_keys: Sequence[str], images: Sequence[np.ndarray]) -> Sequence[RegionTargets | NamedBoxes]:
-        """The labels of each image, boxes in pixels of the image given."""
+    def tables_of(self, image_key: str) -> Sequence[Table]:
+        """The tables that an image gets labels in."""
+        ...
+
+    def label(self, image_keys: Sequence[str], images: Sequence[np.ndarray]) -> Sequence[Labels]:
+        """The labels of each image for all of its tables."""
         ...
 
 
@@ -36,34 +44,47 @@ class Labeller(Protocol):
 class RegionLabeller:
     """RKD: the K best class-agnostic boxes of an image, each with the CLIP embedding of its crop."""
 
-    proposer: Proposer
+    proposer: AnyProposer
     encoder: RegionEncoder
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     crop_rule: CropRule = "tight"
     queries: tuple[str, ...] = CLASS_AGNOSTIC_QUERIES
 
+    def __post_init__(self) -> None:
+        check_crop_rule(self.crop_rule, self.encoder)
+
     @property
-    def manifest(self) -> Manifest:
+    def manifests(self) -> tuple[Manifest]:
         """How these labels are made."""
-        return Manifest(
-            table="regions",
-            proposer=self.proposer.name,
-            proposer_digest=self.proposer.digest,
-            proposer_trained_on=self.proposer.trained_on,
-            encoder=self.encoder.name,
-            encoder_digest=self.encoder.digest,
-            embedding_dim=self.encoder.embedding_dim,
-            crop_rule=self.crop_rule,
-            queries=self.queries,
-            selection=self.selection.summary(),
+        return (
+            Manifest(
+                table="regions",
+                proposer=self.proposer.name,
+                proposer_digest=self.proposer.digest,
+                proposer_trained_on=self.proposer.trained_on,
+                encoder=self.encoder.name,
+                encoder_digest=self.encoder.digest,
+                embedding_dim=self.encoder.embedding_dim,
+                crop_rule=self.crop_rule,
+                queries=self.queries,
+                selection=self.selection.summary(),
+            ),
         )
 
-    def label(self, image_keys: Sequence[str], images: Sequence[np.ndarray]) -> list[RegionTargets]:
+    def tables_of(self, image_key: str) -> tuple[Table]:
+        """Every image gets regions."""
+        return ("regions",)
+
+    def label(self, image_keys: Sequence[str], images: Sequence[np.ndarray]) -> list[Labels]:
         """Region targets of each image."""
-        proposals = self.proposer.propose(images, [self.queries] * len(images))
+        found = propose(self.proposer, image_keys, images, [self.queries] * len(images))
+        return [{"regions": targets} for targets in self.targets(images, found)]
+
+    def targets(self, images: Sequence[np.ndarray], found: Sequence[Sequence[Proposals]]) -> list[RegionTargets]:
+        """Region targets out of what the proposer found for `queries`."""
         chosen = [
-            class_agnostic(found, image.shape[0], image.shape[1], self.selection)
-            for found, image in zip(proposals, images, strict=True)
+            class_agnostic(per_query, image.shape[0], image.shape[1], self.selection)
+            for per_query, image in zip(found, images, strict=True)
         ]
         embeddings = embed_boxes(images, [c.boxes_xyxy for c in chosen], self.encoder, self.crop_rule)
         return [
@@ -76,7 +97,7 @@ class RegionLabeller:
 class TagLabeller:
     """PIS: for every label of an image, the best box of "every <name>"."""
 
-    proposer: Proposer
+    proposer: AnyProposer
     names_of: Mapping[str, Sequence[str]]
     """Image key → the names known to be in the image."""
     threshold: float = CAPTION_THRESHOLD
@@ -85,25 +106,43 @@ class TagLabeller:
     """Boxes truncated to whole pixels and not clipped to the image, as in the released scripts."""
 
     @property
-    def manifest(self) -> Manifest:
+    def manifests(self) -> tuple[Manifest]:
         """How these labels are made."""
-        return Manifest(
-            table="tags",
-            proposer=self.proposer.name,
-            proposer_digest=self.proposer.digest,
-            proposer_trained_on=self.proposer.trained_on,
-            queries=(class_query("{}"),),
-            selection={"threshold": self.threshold, "paper_exact": self.paper_exact},
+        return (
+            Manifest(
+                table="tags",
+                proposer=self.proposer.name,
+                proposer_digest=self.proposer.digest,
+                proposer_trained_on=self.proposer.trained_on,
+                queries=(class_query("{}"),),
+                selection={"threshold": self.threshold, "paper_exact": self.paper_exact},
+            ),
         )
 
-    def label(self, image_keys: Sequence[str], images: Sequence[np.ndarray]) -> list[NamedBoxes]:
+    def tables_of(self, image_key: str) -> tuple[Table, ...]:
+        """An image of which nothing is known has no row."""
+        return ("tags",) if image_key in self.names_of else ()
+
+    def label(self, image_keys: Sequence[str], images: Sequence[np.ndarray]) -> list[Labels]:
         """Named boxes of each image; none for a label whose box is not trusted."""
-        names = [list(dict.fromkeys(self.names_of[key])) for key in image_keys]
-        proposals = self.proposer.propose(images, [[class_query(n) for n in per_image] for per_image in names])
+        found = propose(self.proposer, image_keys, images, [self.queries(key) for key in image_keys])
+        return [{"tags": boxes} for boxes in self.named_boxes(image_keys, images, found)]
+
+    def queries(self, image_key: str) -> list[str]:
+        """One query a name of the image."""
+        return [class_query(name) for name in self._names(image_key)]
+
+    def named_boxes(
+        self, image_keys: Sequence[str], images: Sequence[np.ndarray], found: Sequence[Sequence[Proposals]]
+    ) -> list[NamedBoxes]:
+        """Named boxes out of what the proposer found for `queries`."""
         return [
-            self._keep(per_image, found, *image.shape[:2])
-            for per_image, found, image in zip(names, proposals, images, strict=True)
+            self._keep(self._names(key), per_query, *image.shape[:2])
+            for key, per_query, image in zip(image_keys, found, images, strict=True)
         ]
+
+    def _names(self, image_key: str) -> list[str]:
+        return list(dict.fromkeys(self.names_of[image_key]))
 
     def _keep(self, names: Sequence[str], found: Sequence[Proposals], height: int, width: int) -> NamedBoxes:
         best = [
@@ -116,3 +155,43 @@ class TagLabeller:
             boxes_xyxy=torch.stack([box for _, box, _ in kept]) if kept else torch.zeros(0, 4),
             scores=torch.tensor([score for _, _, score in kept], dtype=torch.float32),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointLabeller:
+    """RKD and PIS in one pass: an image is encoded once and all of its queries are answered together.
+
+    The labels are those of the two labellers by themselves; raises ConfigError if their proposers differ.
+    """
+
+    regions: RegionLabeller
+    tags: TagLabeller
+
+    def __post_init__(self) -> None:
+        if self.regions.proposer is not self.tags.proposer:
+            raise ConfigError("regions and tags in one pass need one proposer: label them one after the other")
+
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        """How these labels are made, regions first."""
+        return (*self.regions.manifests, *self.tags.manifests)
+
+    def tables_of(self, image_key: str) -> tuple[Table, ...]:
+        """Every image gets regions, one with known names also tags."""
+        return (*self.regions.tables_of(image_key), *self.tags.tables_of(image_key))
+
+    def label(self, image_keys: Sequence[str], images: Sequence[np.ndarray]) -> list[Labels]:
+        """Region targets of each image, and named boxes of those with known names."""
+        agnostic, count = self.regions.queries, len(self.regions.queries)
+        named = [n for n, key in enumerate(image_keys) if self.tags.tables_of(key)]
+        queries = [agnostic if n not in named else (*agnostic, *self.tags.queries(k)) for n, k in enumerate(image_keys)]
+        found = propose(self.regions.proposer, image_keys, images, queries)
+        labels: list[dict[Table, RegionTargets | NamedBoxes]] = [
+            {"regions": targets} for targets in self.regions.targets(images, [f[:count] for f in found])
+        ]
+        boxes = self.tags.named_boxes(
+            [image_keys[n] for n in named], [images[n] for n in named], [found[n][count:] for n in named]
+        )
+        for n, per_image in zip(named, boxes, strict=True):
+            labels[n]["tags"] = per_image
+        return list(labels)

@@ -3,6 +3,9 @@
 `tight` is the paper's: the box in whole pixels, what lies outside the image black (CLIP's own resize then
 cuts the ends of long boxes). `square` widens the short side with real context, so nothing is cut off.
 `ensemble-1.5` averages the box and a 1.5 times larger one, as ViLD does (arXiv 2104.13921, §3.3).
+`masked` shows a square of 1.5 times the long side, out of which the class token reads only the patches that touch
+the box: those patches see their context, the embedding does not mix it in (masked attention as in MaskCLIP,
+arXiv 2208.08984, §3.3, and OADP, arXiv 2303.05892, §3.2).
 """
 
 from __future__ import annotations
@@ -17,11 +20,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovbridge.errors import ConfigError
-from ovbridge.teachers.protocol import RegionEncoder
+from ovbridge.teachers.protocol import MaskedRegionEncoder, RegionEncoder
 
-CropRule = Literal["tight", "square", "ensemble-1.5"]
+CropRule = Literal["tight", "square", "ensemble-1.5", "masked"]
 CROP_RULES: tuple[CropRule, ...] = get_args(CropRule)
 ENSEMBLE_SCALE = 1.5
+MASKED_SCALE = 1.5
+"""Side of the square that `masked` shows, in long sides of the box."""
+
+
+def check_crop_rule(rule: CropRule, encoder: RegionEncoder) -> None:
+    """Raise ConfigError if `encoder` cannot do what `rule` asks of it."""
+    if rule == "masked" and not isinstance(encoder, MaskedRegionEncoder):
+        raise _cannot_mask(encoder)
+
+
+def _cannot_mask(encoder: RegionEncoder) -> ConfigError:
+    return ConfigError(f"image encoder {encoder.name} cannot mask its attention: use another --crop-rule")
 
 
 def whole_pixels(box_xyxy: Sequence[float]) -> tuple[int, int, int, int]:
@@ -30,10 +45,12 @@ def whole_pixels(box_xyxy: Sequence[float]) -> tuple[int, int, int, int]:
     return math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)
 
 
-def square_around(box_xyxy: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:
-    """The square of the box's long side about its centre, moved into the image as far as it fits."""
+def square_around(
+    box_xyxy: Sequence[float], height: int, width: int, *, scale: float = 1.0
+) -> tuple[float, float, float, float]:
+    """The square of `scale` times the box's long side about its centre, moved into the image as far as it fits."""
     x1, y1, x2, y2 = box_xyxy
-    side = max(x2 - x1, y2 - y1)
+    side = scale * max(x2 - x1, y2 - y1)
     left, top = (x1 + x2 - side) / 2, (y1 + y2 - side) / 2
     left = min(max(left, 0.0), width - side) if side <= width else left
     top = min(max(top, 0.0), height - side) if side <= height else top
@@ -68,7 +85,18 @@ def crops_of(image: np.ndarray, box_xyxy: Sequence[float], rule: CropRule) -> li
             return [crop(image, square_around(box_xyxy, height, width))]
         case "ensemble-1.5":
             return [crop(image, box_xyxy), crop(image, enlarged(box_xyxy, ENSEMBLE_SCALE))]
+        case "masked":
+            return [masked_crop(image, box_xyxy)[0]]
     raise ConfigError(f"unknown crop rule {rule!r}: use one of {', '.join(CROP_RULES)}")
+
+
+def masked_crop(image: np.ndarray, box_xyxy: Sequence[float]) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """The square crop that `masked` shows, and where the box lies in it, in pixels of the crop."""
+    x1, y1, x2, y2 = square_around(box_xyxy, *image.shape[:2], scale=MASKED_SCALE)
+    # Both sides in whole pixels, and equally many: the encoder must not cut anything off.
+    left, top, side = math.floor(x1), math.floor(y1), math.ceil(max(x2 - math.floor(x1), y2 - math.floor(y1)))
+    inner = (box_xyxy[0] - left, box_xyxy[1] - top, box_xyxy[2] - left, box_xyxy[3] - top)
+    return crop(image, (left, top, left + side, top + side)), inner
 
 
 def embed_boxes(
@@ -76,8 +104,11 @@ def embed_boxes(
 ) -> list[Tensor]:
     """Embeddings [N_i, D] of the boxes [N_i, 4] of each image, the crops of all images in one batch.
 
-    Raw embeddings for one crop a box; the sum of the unit vectors for an ensemble.
+    Raw embeddings for one crop a box; the sum of the unit vectors for an ensemble. Raises ConfigError where `rule`
+    is masked and the encoder cannot do it.
     """
+    if rule == "masked":
+        return _embed_masked(images, boxes_xyxy, encoder)
     crops = [
         c
         for image, boxes in zip(images, boxes_xyxy, strict=True)
@@ -90,3 +121,11 @@ def embed_boxes(
     if per_box > 1:
         embeddings = F.normalize(embeddings, dim=1).reshape(-1, per_box, embeddings.shape[1]).sum(dim=1)
     return list(torch.split(embeddings, counts))
+
+
+def _embed_masked(images: Sequence[np.ndarray], boxes_xyxy: Sequence[Tensor], encoder: RegionEncoder) -> list[Tensor]:
+    if not isinstance(encoder, MaskedRegionEncoder):
+        raise _cannot_mask(encoder)
+    shown = [masked_crop(image, box) for image, boxes in zip(images, boxes_xyxy, strict=True) for box in boxes.tolist()]
+    embeddings = encoder.embed_masked_crops([c for c, _ in shown], [inner for _, inner in shown])
+    return list(torch.split(embeddings, [len(boxes) for boxes in boxes_xyxy]))

@@ -11,6 +11,7 @@ from ovbridge.data.splits import vocabulary_of
 from ovbridge.errors import DataError
 from ovbridge.images import SUFFIXES
 from ovbridge.labeling.labellers import CAPTION_THRESHOLD
+from ovbridge.tar_members import is_there
 from ovbridge.vocabulary import Vocabulary
 
 
@@ -39,7 +40,7 @@ def check_images_belong(images: Iterable[_HasFileName], folder: Path, annotation
     first = None
     for image in images:
         first = first or image.file_name
-        if (folder / image.file_name).is_file():
+        if is_there(folder / image.file_name):
             return
     if first is not None:
         raise DataError(f"{folder} holds none of the images of {annotations}, for instance {first}: check --images")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from ovbridge.label_store import LabelledImage, LabelStore, Table
+from ovbridge.label_store import LabelStore, Table
+from ovbridge.labeling.stages import Outcome
 
 FRAGMENTS_BEFORE_COMPACTION = 256
 """A slow teacher commits few images at a time; merging now and then keeps opening the store fast."""
 
 
 class BackgroundWriter:
-    """`with BackgroundWriter(...) as put: put(image)`; on leaving, everything put has been committed.
+    """`with BackgroundWriter(...) as put: put(outcome)`; on leaving, everything put has been committed.
 
     A failed commit is raised by the next `put` or on leaving. After an interrupt what was put is still
     committed: it was paid for.
@@ -23,20 +24,21 @@ class BackgroundWriter:
     def __init__(
         self,
         store: LabelStore,
-        table: Table,
+        tables_of: Callable[[str], Sequence[Table]],
         *,
         commit_images: int,
         commit_seconds: float,
-        of: int,
+        of: Mapping[Table, int],
     ) -> None:
-        self._store, self._table, self._of = store, table, of
+        """`tables_of` an image key are the tables that its labels go to; `of` images are expected in each table."""
+        self._store, self._tables_of, self._of = store, tables_of, of
         self._commit_images, self._commit_seconds = commit_images, commit_seconds
         # Bounded: a disk slower than the teacher holds the teacher back instead of filling the memory.
-        self._queue: queue.Queue[LabelledImage | None] = queue.Queue(maxsize=2 * commit_images)
+        self._queue: queue.Queue[Outcome | None] = queue.Queue(maxsize=2 * commit_images)
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="label-writer", daemon=True)
 
-    def __enter__(self) -> Callable[[LabelledImage], None]:
+    def __enter__(self) -> Callable[[Outcome], None]:
         self._thread.start()
         return self._put
 
@@ -46,13 +48,13 @@ class BackgroundWriter:
         if self._failure is not None and kind is None:
             raise self._failure
 
-    def _put(self, image: LabelledImage) -> None:
+    def _put(self, outcome: Outcome) -> None:
         if self._failure is not None:
             raise self._failure
-        self._queue.put(image)
+        self._queue.put(outcome)
 
     def _run(self) -> None:
-        pending: list[LabelledImage] = []
+        pending: list[Outcome] = []
         last_commit = time.monotonic()
         running = True
         while running:
@@ -73,9 +75,12 @@ class BackgroundWriter:
             if due:
                 last_commit = now
 
-    def _commit(self, pending: list[LabelledImage], seconds: float) -> None:
+    def _commit(self, pending: list[Outcome], seconds: float) -> None:
         try:
-            self._store.append(self._table, pending, seconds=seconds, of=self._of)
-            self._store.compact(self._table, at_fragments=FRAGMENTS_BEFORE_COMPACTION)
+            for table, of in self._of.items():
+                rows = [outcome.row(table) for outcome in pending if table in self._tables_of(outcome.image_key)]
+                if rows:
+                    self._store.append(table, rows, seconds=seconds, of=of)
+                    self._store.compact(table, at_fragments=FRAGMENTS_BEFORE_COMPACTION)
         except BaseException as error:
             self._failure = error

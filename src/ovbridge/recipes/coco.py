@@ -34,6 +34,7 @@ def coco_base() -> RunConfig:
             label_annotations="annotations/captions_train2017.json",
             store="labels",
             min_tag_score=0.95,
+            max_tags=32,
         ),
         batches=BatchConfig(
             det=16,

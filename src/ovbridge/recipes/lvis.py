@@ -31,11 +31,14 @@ def lvis_base() -> RunConfig:
         detector=lvis_r50_fpn(),
         loop=LoopConfig(steps=90_000, save_every=5_000),
         data=DataConfig(
+            # LVIS names its pictures train2017/... and val2017/...: its training split has some of either.
+            images=".",
             annotations="annotations/lvis_v1_train_norare.json",
             label_images="imagenet",
             label_annotations="annotations/imagenet_lvis.json",
             store="labels",
             min_tag_score=0.0,
+            max_tags=1,
         ),
         batches=BatchConfig(
             det=16,

@@ -24,6 +24,8 @@ from torch.nn import functional as F
 
 from ovbridge.device import autocast
 from ovbridge.errors import TeacherError
+from ovbridge.teachers.digest import state_digest
+from ovbridge.teachers.masked_attention import encode_masked
 from ovbridge.teachers.tokenizer import ByteBpeTokenizer
 from ovbridge.vocabulary.text_bank import PAPER_TEMPLATE, TextBank
 
@@ -111,12 +113,42 @@ class ClipTeacher:
             return torch.zeros(0, self.embedding_dim)
         parts = []
         for start in range(0, len(crops), self._batch_size):
-            pixels = np.stack([clip_square(crop, self.image_size) for crop in crops[start : start + self._batch_size]])
-            batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
+            pixels = self._pixels(crops[start : start + self._batch_size])
             with autocast(self._device):
-                embeddings = self.model.encode_image((batch - self._mean) / self._std)  # type: ignore[operator]
+                embeddings = self.model.encode_image(pixels)  # type: ignore[operator]
             parts.append(embeddings.float().cpu())
         return torch.cat(parts)
+
+    @torch.inference_mode()
+    def embed_masked_crops(self, crops: Sequence[np.ndarray], inner_boxes_xyxy: Sequence[Sequence[float]]) -> Tensor:
+        """Embeddings read out of a part of each crop; see `masked_attention`.
+
+        Args:
+            crops: N square arrays [s, s, 3] uint8.
+            inner_boxes_xyxy: the part of each crop to look at, in its pixels.
+
+        Returns:
+            [N, D] float32 on the CPU, not normalised.
+
+        Raises:
+            TeacherError: the image tower is neither a vision transformer nor a modified ResNet of open_clip.
+        """
+        parts = [torch.zeros(0, self.embedding_dim)]
+        for start in range(0, len(crops), self._batch_size):
+            some = slice(start, start + self._batch_size)
+            scale = [self.image_size / crop.shape[0] for crop in crops[some]]
+            boxes = torch.tensor(inner_boxes_xyxy[some]) * torch.tensor(scale)[:, None]
+            pixels = self._pixels(crops[some])
+            with autocast(self._device):
+                embeddings = encode_masked(self.model, pixels, boxes.to(self._device), name=self.name)
+            parts.append(embeddings.float().cpu())
+        return torch.cat(parts)
+
+    def _pixels(self, crops: Sequence[np.ndarray]) -> Tensor:
+        """[N, 3, size, size] normalised."""
+        pixels = np.stack([clip_square(crop, self.image_size) for crop in crops])
+        batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
+        return (batch - self._mean) / self._std
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -161,7 +193,8 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu") -> ClipTeac
 
     Args:
         name_or_path: "builtin" (ships with the package), a `.safetensors` written by `ovbridge train clip`,
-            "MODEL/TAG" of open_clip such as "ViT-B-32-quickgelu/openai", or "MODEL:FILE" for local weights.
+            "MODEL/TAG" of open_clip such as "ViT-B-32-quickgelu/openai", "MODEL:FILE" for local weights, a folder
+            with `open_clip_config.json` and weights, or "hf-hub:OWNER/NAME" of open_clip.
         device: where to compute.
 
     Raises:
@@ -224,39 +257,50 @@ def _load_ours(path: Path, device: torch.device, name: str | None) -> ClipTeache
 
 
 def _load_open_clip(name: str, device: torch.device) -> ClipTeacher:
+    model_name, weights = _open_clip_model(name)
+    import open_clip
+
+    try:
+        model = open_clip.create_model(model_name, pretrained=weights, require_pretrained=weights is not None)
+        tokenizer = open_clip.get_tokenizer(model_name)
+    except Exception as error:  # hub, network and format errors share no base class
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        raise TeacherError(
+            f"cannot load CLIP {name} ({line}): without a network give local weights as MODEL:FILE or a folder"
+        ) from None
+    size = model.visual.image_size
+    with torch.inference_mode():
+        embedding_dim = model.encode_text(tokenizer(["a"])).shape[1]
+    return ClipTeacher(
+        model,
+        lambda texts: tokenizer(list(texts)),
+        name=f"open_clip:{name}",
+        digest=state_digest(model),
+        image_size=int(size[0] if isinstance(size, tuple | list) else size),
+        embedding_dim=int(embedding_dim),
+        device=device,
+    )
+
+
+def _open_clip_model(name: str) -> tuple[str, str | None]:
+    """(model, weights) as `open_clip.create_model` takes them; TeacherError for what it would not understand."""
+    if name.startswith("hf-hub:"):
+        return name, None
+    if Path(name).is_dir():
+        if not (Path(name) / "open_clip_config.json").is_file():
+            raise TeacherError(f"the folder {name} has no open_clip_config.json: is it a CLIP of open_clip?")
+        return f"local-dir:{name}", None
     import open_clip
 
     model_name, separator, weights = name.partition(":") if ":" in name else name.partition("/")
     if not separator or model_name not in open_clip.list_models():
         raise TeacherError(
-            f"unknown CLIP {name!r}: use 'builtin', a .safetensors file, or MODEL/TAG of open_clip "
-            "such as ViT-B-32-quickgelu/openai, or MODEL:FILE"
+            f"unknown CLIP {name!r}: use 'builtin', a .safetensors file, MODEL/TAG of open_clip such as "
+            "ViT-B-32-quickgelu/openai, MODEL:FILE, or a folder with open_clip_config.json"
         )
     if ":" in name and not Path(weights).is_file():
         raise TeacherError(f"no weights file {weights} for CLIP {model_name}")
-    try:
-        model = open_clip.create_model(model_name, pretrained=weights, require_pretrained=True)
-    except Exception as error:  # hub, network and format errors share no base class
-        raise TeacherError(
-            f"cannot load CLIP {name}: {str(error).splitlines()[0]} "
-            "(without a network give local weights as MODEL:FILE)"
-        ) from None
-    tokenizer = open_clip.get_tokenizer(model_name)
-    size = model.visual.image_size
-    return ClipTeacher(
-        model,
-        lambda texts: tokenizer(list(texts)),
-        name=f"open_clip:{name}",
-        digest=_state_digest(model),
-        image_size=int(size[0] if isinstance(size, tuple | list) else size),
-        embedding_dim=int(open_clip.get_model_config(model_name)["embed_dim"]),
-        device=device,
-    )
-
-
-def _state_digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    if ":" not in name and weights not in open_clip.list_pretrained_tags_by_model(model_name):
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(model_name)) or "none"
+        raise TeacherError(f"open_clip has no weights {weights!r} for {model_name} (it has: {known})")
+    return model_name, weights

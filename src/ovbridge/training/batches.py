@@ -35,9 +35,19 @@ class BatchConfig:
 
 
 def build_batches(
-    inputs: TrainingInputs, data: DataConfig, stage: Stage, config: BatchConfig, *, seed: int
+    inputs: TrainingInputs,
+    data: DataConfig,
+    stage: Stage,
+    config: BatchConfig,
+    *,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> MixedBatches:
-    """The endless batches of `stage`; raises an OVBridgeError where the data do not suffice."""
+    """The endless batches of `stage`, of which this process takes every `world_size`-th image.
+
+    Raises an OVBridgeError where the data do not suffice, or a batch cannot be shared evenly.
+    """
     regions = inputs.store if stage.region_distillation else None
     keep = data.cache_in_memory
     det = DetectionDataset(
@@ -58,6 +68,7 @@ def build_batches(
             tags=inputs.store.tags(keys, inputs.vocabulary, min_score=data.min_tag_score),
             regions=regions,
             min_score=data.min_tag_score,
+            max_labels=data.max_tags,
         )
     if keep:
         # CachedImages offers all that MixedBatches asks of a data set.
@@ -72,6 +83,8 @@ def build_batches(
         seed=seed,
         group_by_shape=config.group_by_shape,
         repeat_threshold=config.repeat_threshold,
+        rank=rank,
+        world_size=world_size,
         workers=config.workers,
     )
 

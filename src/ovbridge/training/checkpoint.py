@@ -1,7 +1,9 @@
 """Checkpoints to go on from: written aside, synced, then renamed, so that a name is proof of a complete one.
 
 A checkpoint is a folder `step_00000100` with `tensors.safetensors` (weights, momentum, random state) and
-`state.json` (counters and the position in the data). Unfinished or doomed folders end in `.part`.
+`state.json` (counters and the position in the data). Unfinished or doomed folders end in `.part`. Several processes
+write together, each some of the tensors into a file of its own, through torch.distributed.checkpoint; any number of
+processes goes on from either.
 """
 
 from __future__ import annotations
@@ -18,10 +20,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException as DistributedCheckpointError
 
 from ovbridge.console import stderr
 from ovbridge.errors import CheckpointError
+from ovbridge.training.average import WeightAverage
+from ovbridge.training.ranks import Peers
 
+TENSORS_FILE = "tensors.safetensors"
 _NAME = re.compile(r"step_(\d{8})")
 _PART = ".part"
 
@@ -41,29 +47,68 @@ class TrainingState:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, *, keep: int
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    *,
+    keep: int,
+    average: WeightAverage | None = None,
+    peers: Peers | None = None,
 ) -> Path:
     """Write `folder/step_…` atomically and drop all but the newest `keep`; returns its path.
 
-    Raises CheckpointError where the disk refuses; the checkpoints already there are untouched then.
+    All processes of a run must call it, on a file system that they share. Raises CheckpointError where the disk
+    refuses; the checkpoints already there are untouched then.
     """
+    peers = peers or Peers()
     final = folder / f"step_{state.step:08d}"
     aside = final.with_name(final.name + _PART)
     try:
-        aside.mkdir(parents=True, exist_ok=True)
-        save_file(_tensors(model, optimizer), aside / "tensors.safetensors")
-        (aside / "state.json").write_text(json.dumps(vars(state)))
-        for written in (aside / "tensors.safetensors", aside / "state.json", aside):
-            sync(written)
-        if final.exists():
-            _discard(final)
-        aside.rename(final)
-        sync(folder)
-        for old in complete_checkpoints(folder)[:-keep]:
-            _discard(old)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {final}: {error}; free the disk, then repeat the same command") from None
+        if peers.ranks.is_first:
+            aside.mkdir(parents=True, exist_ok=True)
+        peers.wait()
+        _write_tensors(aside, _tensors(model, optimizer, average), peers)
+        peers.wait()
+        if peers.ranks.is_first:
+            _complete(aside, final, state)
+            for old in complete_checkpoints(folder)[:-keep]:
+                _discard(old)
+    except (OSError, SafetensorError, DistributedCheckpointError) as error:
+        # A disk that is full stays full while the remains of this attempt lie on it.
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write {final}: {_one_line(error)}; earlier checkpoints are kept: free the disk, then repeat the "
+            "same command"
+        ) from None
     return final
+
+
+def _write_tensors(aside: Path, tensors: dict[str, Tensor], peers: Peers) -> None:
+    if peers.alone:
+        save_file(tensors, aside / TENSORS_FILE)
+        return
+    # Here: it takes a second to import, and a single process never needs it.
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    for name, value in tensors.items():
+        if name.startswith("random."):
+            peers.from_first(value)
+    # Each tensor is the same everywhere; the planner gives each process some of them to write.
+    save(tensors, storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True))
+
+
+def _complete(aside: Path, final: Path, state: TrainingState) -> None:
+    """Add the counters to the tensors, then make the whole a checkpoint by renaming it."""
+    files = sorted(path.name for path in aside.glob("*.safetensors"))
+    (aside / "state.json").write_text(json.dumps({**vars(state), "files": files}))
+    for written in (*aside.iterdir(), aside):
+        sync(written)
+    if final.exists():
+        _discard(final)
+    aside.rename(final)
+    sync(final.parent)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -73,18 +118,28 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
-def resume_latest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState | None:
-    """Load the newest readable checkpoint into `model` and `optimizer`; None where there is none.
+def resume_latest(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    average: WeightAverage | None = None,
+    peers: Peers | None = None,
+) -> TrainingState | None:
+    """Load the newest readable checkpoint into `model`, `optimizer` and `average`; None where there is none.
 
     Remains of a killed run are cleared away. A damaged checkpoint is passed over for the one before it, with a
     warning. Raises CheckpointError if all are damaged.
     """
-    for remains in folder.glob(f"*{_PART}") if folder.is_dir() else ():
-        shutil.rmtree(remains, ignore_errors=True)
+    peers = peers or Peers()
+    if peers.ranks.is_first:
+        for remains in folder.glob(f"*{_PART}") if folder.is_dir() else ():
+            shutil.rmtree(remains, ignore_errors=True)
+    peers.wait()
     found = complete_checkpoints(folder)
     for path in reversed(found):
         try:
-            return load_checkpoint(path, model, optimizer)
+            return load_checkpoint(path, model, optimizer, average)
         except CheckpointError as error:
             stderr.print(f"warning: {error}", markup=False)
     if found:
@@ -92,14 +147,23 @@ def resume_latest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     return None
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Load one checkpoint into `model` and `optimizer`, and the global random state; raises CheckpointError."""
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> TrainingState:
+    """Load one checkpoint into `model`, `optimizer`, `average` and the global random state; raises CheckpointError."""
     try:
-        state = TrainingState(**json.loads((path / "state.json").read_text()))
-        with safe_open(path / "tensors.safetensors", framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        record = json.loads((path / "state.json").read_text())
+        files = record.pop("files", [TENSORS_FILE])
+        state = TrainingState(**record)
+        tensors: dict[str, Tensor] = {}
+        for name in files:
+            with safe_open(path / Path(name).name, framework="pt") as file:
+                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         model.load_state_dict(_below("model.", tensors))
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        if average is not None:
+            average.load(_below("average.", tensors))
+        torch.set_rng_state(tensors["random.cpu"])
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({_one_line(error)})") from None
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
@@ -107,8 +171,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             if value.shape == parameter.shape:
                 # empty_like keeps the parameter's memory layout and device.
                 value = torch.empty_like(parameter.detach()).copy_(value)
+            else:
+                value = value.to(parameter.device)
             optimizer.state[parameter][key] = value
-    torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
     return state
@@ -123,12 +188,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> dict[str, Tensor]:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{name}:{key}"] = value
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.tensors.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()

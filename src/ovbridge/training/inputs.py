@@ -40,6 +40,9 @@ class DataConfig:
     """Which text encoder made a bare `.npy`, e.g. "open_clip:ViT-B-32-quickgelu/openai"; kept in the checkpoint."""
     min_tag_score: float = 0.0
     """Pseudo boxes scored this or less are left out; the paper's caption tags use 0.95, its ImageNet boxes 0."""
+    max_tags: int | None = None
+    """At most so many pseudo boxes an image, the first ones; None takes all. The released code: 32 on captions, 1 on
+    ImageNet."""
     keep_empty: bool = False
     """Train on images without any box too."""
     cache_in_memory: bool = False
@@ -124,9 +127,12 @@ def open_inputs(data: DataConfig, stage: Stage, *, with_masks: bool) -> Training
 
 
 def fingerprint(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """sha256 of a file's bytes; raises ConfigError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): give an existing file") from None
 
 
 def _open_store(data: DataConfig, stage: Stage) -> LabelStore | None:
@@ -153,5 +159,6 @@ def _check_regions(store: LabelStore, keys: Sequence[str]) -> None:
     if absent:
         raise StoreError(
             f"{store.path} has no regions of {len(absent)} of the {len(keys)} training images (first: {absent[0]}): "
-            "run 'ovbridge label regions' on their folder"
+            "run 'ovbridge label regions' on their folder, with --retry-failed where it failed on them before "
+            "('ovbridge label status' names the causes)"
         )

@@ -2,6 +2,7 @@
 
 A line: `{"step", "stage", "losses": {name: mean}, "loss", "learning_rate", "gradient_norm", "images_per_second",
 "data_wait", "memory_mb", "skipped_steps", "seconds"}`; losses are means over the steps since the line before.
+Steps at which the detector was evaluated have "evaluation": {name: value} as well.
 """
 
 from __future__ import annotations
@@ -11,15 +12,60 @@ import resource
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from ovbridge.training.trackers import Tracker
+
+_GROUPS = ("losses", "evaluation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """Sums over some steps of one process."""
+
+    sums: dict[str, float]
+    """Of each loss."""
+    counts: dict[str, int]
+    """Steps that had it."""
+    images: int
+    waited_seconds: float
+    seconds: float
+
+    def json(self) -> dict[str, Any]:
+        """Means of each loss over the steps that had it, images a second, share of the time spent waiting for data."""
+        return {
+            "losses": {name: total / self.counts[name] for name, total in self.sums.items()},
+            "images_per_second": round(self.images / self.seconds, 2),
+            "data_wait": round(self.waited_seconds / self.seconds, 4),
+        }
+
+
+def over_processes(tallies: Sequence[Tally]) -> Tally:
+    """What the processes did together: each loss is averaged over all of them, and absent counts as zero.
+
+    Losses of a part of a batch are weighted such that this is the loss of the whole batch.
+    """
+    if len(tallies) == 1:
+        return tallies[0]
+    count = len(tallies)
+    names = list(dict.fromkeys(name for tally in tallies for name in tally.sums))
+    return Tally(
+        sums={name: sum(tally.sums.get(name, 0.0) for tally in tallies) / count for name in names},
+        counts={name: max(tally.counts.get(name, 0) for tally in tallies) for name in names},
+        images=sum(tally.images for tally in tallies),
+        waited_seconds=sum(tally.waited_seconds for tally in tallies) / count,
+        seconds=max(tally.seconds for tally in tallies),
+    )
+
 
 class Window:
-    """What happened since the last line of the log."""
+    """What happened in this process since the last line of the log."""
 
     def __init__(self) -> None:
         self._sums: defaultdict[str, float] = defaultdict(float)
@@ -36,23 +82,24 @@ class Window:
         self._images += images
         self._waited += waited_seconds
 
-    def summary(self) -> dict[str, Any]:
-        """Means of each loss over the steps that had it, images a second, share of the time spent waiting for data."""
-        seconds = max(time.perf_counter() - self._began, 1e-9)
-        return {
-            "losses": {name: total / self._counts[name] for name, total in self._sums.items()},
-            "images_per_second": round(self._images / seconds, 2),
-            "data_wait": round(self._waited / seconds, 4),
-        }
+    def tally(self) -> Tally:
+        """The sums so far."""
+        return Tally(
+            sums=dict(self._sums),
+            counts=dict(self._counts),
+            images=self._images,
+            waited_seconds=self._waited,
+            seconds=max(time.perf_counter() - self._began, 1e-9),
+        )
 
 
 class RunLog:
-    """`log.jsonl` and `tensorboard/` of one run folder; use as a context manager."""
+    """`log.jsonl` and `tensorboard/` of one run folder, and a tracker if one is given; use as a context manager."""
 
-    def __init__(self, folder: Path, *, stage: str, start_step: int = 0) -> None:
+    def __init__(self, folder: Path, *, stage: str, start_step: int = 0, tracker: Tracker | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # here: it takes a second to import
 
-        self._stage = stage
+        self._stage, self._tracker = stage, tracker
         self._path = folder / "log.jsonl"
         forget_after(self._path, start_step)
         self._file = self._path.open("a", encoding="utf-8")
@@ -70,11 +117,12 @@ class RunLog:
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in record.get("losses", {}).items():
-            self._board.add_scalar(f"losses/{name}", value, step)
-        for name, value in line.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._board.add_scalar(f"run/{name}", value, step)
+        values = {f"{part}/{name}": value for part in _GROUPS for name, value in record.get(part, {}).items()}
+        values |= {f"run/{name}": v for name, v in line.items() if isinstance(v, (int, float)) and name != "step"}
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.log(step, values)
 
     def __enter__(self) -> RunLog:
         return self
@@ -84,6 +132,8 @@ class RunLog:
     ) -> None:
         self._file.close()
         self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def forget_after(path: Path, step: int) -> None:

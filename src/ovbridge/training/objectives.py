@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ovbridge.detector import losses
 from ovbridge.detector.boxes import encode_boxes
 from ovbridge.detector.detector import EncodedImages, TwoStageDetector
+from ovbridge.detector.distillation_losses import barlow_twins_loss, info_nce_loss
 from ovbridge.detector.mask_head import mask_targets
 from ovbridge.detector.pooling import batch_rois
 from ovbridge.detector.rpn import DELTA_WEIGHTS, AnchorPredictions, BoxProposals
@@ -30,6 +31,13 @@ from ovbridge.detector.sampling import (
     sample_regions,
 )
 from ovbridge.structures import BoxLabels, TrainingImage
+from ovbridge.training.label_boxes import LabelBoxRule, own_label_boxes
+
+if TYPE_CHECKING:
+    from ovbridge.training.share import BatchShare
+
+Randomness = torch.Generator | Sequence[torch.Generator] | None
+"""One source for all images in turn, or one an image, or the global one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +64,15 @@ class LossWeights:
     """Row normalisation of the relation matrices: "l1" as in the code, "l2" as in the paper."""
     relation_reduction: Literal["sum", "mean_square"] = "sum"
     """Squared Frobenius norm as it is (code) or over R^2 (paper)."""
+    relation_over: Literal["process", "all"] = "process"
+    """On several processes: a relation matrix each over its own regions, averaged (the released code), or one matrix
+    over the regions of all, which gives the loss of one process with the whole batch."""
+    rkd_barlow: float = 0.0
+    """Barlow Twins between the regions' embeddings and CLIP's, beside or in place of the paper's two."""
+    rkd_info_nce: float = 0.0
+    """InfoNCE between the regions' embeddings and CLIP's, beside or in place of the paper's two."""
+    image_label_box: LabelBoxRule = "stored"
+    """The region a label is taught to: its stored pseudo box, or the detector's own proposal of best score or size."""
     rkd_through: Literal["linear", "classification"] = "linear"
     """Which projection distillation compares with CLIP: the linear one (frozen once weights are transferred, the
     official way), or the one that classification uses. The same thing before weight transfer."""
@@ -80,36 +97,52 @@ def detection_losses(
     federated: FederatedLoss | None = None,
     generator: torch.Generator | None = None,
     choose: Choose = random_choice,
+    share: BatchShare | None = None,
 ) -> dict[str, Tensor]:
     """Losses of a batch of images with boxes: proposal network, region head, masks, distillation.
 
     `trained_columns_K` [K] bool: classes that have training boxes; the others are never negatives.
+    `share` says which part of a larger batch these images are; None where they are all of it.
     Keys: rpn_objectness, rpn_box, classification, box, mask, rkd_l1, rkd_relation.
     """
     labels = [_labels(image, model.device) for image in images]
-    encoded = model.encode([image.pixels for image in images])
+    encoded = model.encode([image.pixels for image in images], share.padded_hw if share else None)
     predictions = model.rpn(encoded.features)
-    result = proposal_losses(model, predictions, labels, weights=weights, generator=generator, choose=choose)
+    source: Randomness = generator
+    if share is not None:
+        source, weights = share.generators, share.proposal_weights(weights, images)
+    result = proposal_losses(model, predictions, labels, weights=weights, generator=source, choose=choose)
     limits = model.config.rpn
     proposals = model.rpn.select(
         predictions, encoded.sizes, pre_nms=limits.pre_nms_train, post_nms=limits.post_nms_train
     )
-    sampled = sample_batch(model, proposals, labels, generator=generator, choose=choose)
-    columns = loss_columns(sampled, model.num_classes, trained_columns_K, federated, generator)
-    result |= region_losses(model, encoded, sampled, images, labels, weights=weights, columns_K=columns)
+    sampled = sample_batch(model, proposals, labels, generator=source, choose=choose)
+    if share is not None:
+        weights = share.region_weights(weights, images, sampled, model.num_classes)
+    columns = loss_columns(sampled, model.num_classes, trained_columns_K, federated, generator, share)
+    result |= region_losses(model, encoded, sampled, images, labels, weights=weights, columns_K=columns, share=share)
     return result
 
 
 def image_label_losses(
-    model: TwoStageDetector, images: Sequence[TrainingImage], *, weights: LossWeights
+    model: TwoStageDetector,
+    images: Sequence[TrainingImage],
+    *,
+    weights: LossWeights,
+    share: BatchShare | None = None,
 ) -> dict[str, Tensor]:
     """Losses of a batch of images with pseudo-boxed labels: one box a label, and distillation.
 
     The proposal network does not run: the official code multiplies its loss by zero here.
     Keys: image_label, rkd_l1, rkd_relation.
     """
-    encoded = model.encode([image.pixels for image in images])
-    boxes = [_boxes_or_none(image.labels.boxes_xyxy if image.labels else None, model.device) for image in images]
+    if share is not None:
+        weights = share.label_weights(weights, images)
+    encoded = model.encode([image.pixels for image in images], share.padded_hw if share else None)
+    if weights.image_label_box == "stored":
+        boxes = [_boxes_or_none(image.labels.boxes_xyxy if image.labels else None, model.device) for image in images]
+    else:
+        boxes = own_label_boxes(model, encoded, images, weights.image_label_box)
     label_RF, distilled_RF = _region_features(model, encoded, boxes, images, weights)
     result: dict[str, Tensor] = {}
     if weights.image_label and len(label_RF):
@@ -118,7 +151,7 @@ def image_label_losses(
         logits = model.roi_head.classifier.with_background(model.roi_head.logits(label_RF))
         with _full_precision(model.device):
             result["image_label"] = weights.image_label * losses.image_label_loss(logits, class_ids, owner)
-    return result | _distillation_losses(model, distilled_RF, images, weights)
+    return result | _distillation_losses(model, distilled_RF, images, weights, share)
 
 
 def proposal_losses(
@@ -127,7 +160,7 @@ def proposal_losses(
     labels: Sequence[BoxLabels],
     *,
     weights: LossWeights,
-    generator: torch.Generator | None = None,
+    generator: Randomness = None,
     choose: Choose = random_choice,
 ) -> dict[str, Tensor]:
     """rpn_objectness and rpn_box of a batch, normalised by the number of sampled anchors."""
@@ -141,9 +174,9 @@ def proposal_losses(
             count=config.sampled_anchors,
             positive_fraction=config.positive_fraction,
             choose=choose,
-            generator=generator,
+            generator=_of_image(generator, i),
         )
-        for label in labels
+        for i, label in enumerate(labels)
     ]
     label_BN = torch.stack([target.labels for target in targets])
     positive_BN = label_BN == POSITIVE
@@ -166,7 +199,7 @@ def sample_batch(
     proposals: Sequence[BoxProposals],
     labels: Sequence[BoxLabels],
     *,
-    generator: torch.Generator | None = None,
+    generator: Randomness = None,
     choose: Choose = random_choice,
 ) -> list[SampledRegions]:
     """The regions of each image that the head trains on."""
@@ -181,9 +214,9 @@ def sample_batch(
             count=config.sampled_regions,
             foreground_fraction=config.foreground_fraction,
             choose=choose,
-            generator=generator,
+            generator=_of_image(generator, i),
         )
-        for found, label in zip(proposals, labels, strict=True)
+        for i, (found, label) in enumerate(zip(proposals, labels, strict=True))
     ]
 
 
@@ -193,12 +226,15 @@ def loss_columns(
     trained_columns_K: Tensor | None,
     federated: FederatedLoss | None,
     generator: torch.Generator | None,
+    share: BatchShare | None = None,
 ) -> Tensor | None:
     """[K] bool: the columns that count in this step's classification loss; None for all of them."""
     class_ids = torch.cat([regions.class_ids for regions in sampled])
     columns = None if trained_columns_K is None else trained_columns_K.to(class_ids.device)
     if federated is None:
         return columns
+    if share is not None:
+        class_ids = share.everyones_ids(class_ids, num_classes)
     drawn = losses.federated_columns(
         class_ids, federated.frequency_weight_K.to(class_ids.device), federated.classes, generator=generator
     )
@@ -214,6 +250,7 @@ def region_losses(
     *,
     weights: LossWeights,
     columns_K: Tensor | None,
+    share: BatchShare | None = None,
 ) -> dict[str, Tensor]:
     """Losses of given regions: classification, box, mask, and distillation of the images' own regions."""
     head = model.roi_head
@@ -231,7 +268,7 @@ def region_losses(
         box = losses.box_regression_loss(deltas[foreground], true_deltas, float(len(class_ids)))
     result = _weighted({"classification": (weights.classification, classification), "box": (weights.box, box)})
     result |= _mask_losses(model, encoded, sampled, labels, weights)
-    return result | _distillation_losses(model, distilled_RF, images, weights)
+    return result | _distillation_losses(model, distilled_RF, images, weights, share)
 
 
 def _mask_losses(
@@ -265,7 +302,7 @@ def _region_features(
     weights: LossWeights,
 ) -> tuple[Tensor, Tensor]:
     """Features [R, F] of `boxes`, and those of the images' distillation regions, in one pass of the trunk."""
-    distils = bool(weights.rkd_l1 or weights.rkd_relation)
+    distils = bool(weights.rkd_l1 or weights.rkd_relation or weights.rkd_barlow or weights.rkd_info_nce)
     regions = [
         _boxes_or_none(image.regions.boxes_xyxy if distils and image.regions else None, model.device)
         for image in images
@@ -277,25 +314,43 @@ def _region_features(
 
 
 def _distillation_losses(
-    model: TwoStageDetector, region_RF: Tensor, images: Sequence[TrainingImage], weights: LossWeights
+    model: TwoStageDetector,
+    region_RF: Tensor,
+    images: Sequence[TrainingImage],
+    weights: LossWeights,
+    share: BatchShare | None = None,
 ) -> dict[str, Tensor]:
     """Eq. 1 and 2 over all regions of the batch together."""
-    if len(region_RF) == 0:
+    gathers = share is not None and weights.relation_over == "all" and bool(weights.rkd_relation)
+    # Where rows are gathered, a process without any must still take part.
+    if len(region_RF) == 0 and not gathers:
         return {}
-    targets = [image.regions.embeddings for image in images if image.regions is not None]
-    teacher_RD = F.normalize(torch.cat(targets).to(model.device, torch.float32), dim=1)
     head = model.roi_head
+    targets = [image.regions.embeddings for image in images if image.regions is not None]
+    targets = targets or [torch.zeros(0, head.classifier.text_KD.shape[1])]
+    teacher_RD = F.normalize(torch.cat(targets).to(model.device, torch.float32), dim=1)
     through_linear = weights.rkd_through == "linear"
     student_RD = head.distilled_unit_embeddings(region_RF) if through_linear else head.unit_embeddings(region_RF)
     with _full_precision(model.device):
         result: dict[str, Tensor] = {}
         if weights.rkd_l1:
             result["rkd_l1"] = weights.rkd_l1 * losses.pointwise_l1(student_RD, teacher_RD)
+        if weights.rkd_barlow:
+            result["rkd_barlow"] = weights.rkd_barlow * barlow_twins_loss(student_RD, teacher_RD)
+        if weights.rkd_info_nce:
+            result["rkd_info_nce"] = weights.rkd_info_nce * info_nce_loss(student_RD, teacher_RD)
         if weights.rkd_relation:
-            result["rkd_relation"] = weights.rkd_relation * losses.relation_loss(
+            if share is not None and gathers:
+                student_RD, teacher_RD = share.everyones_rows(student_RD), share.everyones_rows(teacher_RD)
+            relation = weights.rkd_relation * losses.relation_loss(
                 student_RD, teacher_RD, row_norm=weights.relation_row_norm, reduction=weights.relation_reduction
             )
+            result["rkd_relation"] = share.for_all(relation) if share is not None and gathers else relation
         return result
+
+
+def _of_image(generator: Randomness, i: int) -> torch.Generator | None:
+    return generator if generator is None or isinstance(generator, torch.Generator) else generator[i]
 
 
 def _weighted(terms: dict[str, tuple[float, Tensor]]) -> dict[str, Tensor]:

@@ -8,9 +8,15 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import torch
+
+from ovbridge.errors import DataError
 from ovbridge.structures import TrainingImage
+
+if TYPE_CHECKING:
+    from ovbridge.training.share import BatchShare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +26,8 @@ class Batch:
     kind: Literal["det", "cls"]
     """det: human boxes. cls: image labels with their pseudo boxes."""
     images: list[TrainingImage]
+    share: BatchShare | None = None
+    """Which part of the step's batch these images are; None where they are all of it."""
 
 
 class BatchSource(Protocol):
@@ -37,18 +45,24 @@ class BatchSource(Protocol):
         """Go on from a position that `state_dict` gave."""
         ...
 
+    def upcoming(self) -> str:
+        """The images that the next batch is made of, for people."""
+        ...
+
 
 class Prefetcher:
     """Iterates over (batch, position after it) with up to `depth` batches ready; use as a context manager.
 
     JPEG decoding and resizing release Python's lock, so a thread overlaps with the computation. An error in the
-    source is raised at the batch where it happened.
+    source is raised at the batch where it happened. A source that gives nothing for `timeout` seconds is named by a
+    DataError.
     """
 
-    def __init__(self, source: BatchSource, *, depth: int = 2) -> None:
-        self._source = source
+    def __init__(self, source: BatchSource, *, depth: int = 2, timeout: float | None = None) -> None:
+        self._source, self._timeout = source, timeout
         self._ready: queue.Queue[tuple[Batch, dict[str, Any]] | BaseException] = queue.Queue(maxsize=max(depth, 1))
         self._stop = threading.Event()
+        self._stalled = False
         self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
 
     def __enter__(self) -> Prefetcher:
@@ -59,18 +73,29 @@ class Prefetcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join(timeout=30)
+        # A source that stands still would not hear of it.
+        self._thread.join(timeout=0.1 if self._stalled else 30)
 
     def __iter__(self) -> Iterator[tuple[Batch, dict[str, Any]]]:
         return self
 
     def __next__(self) -> tuple[Batch, dict[str, Any]]:
-        item = self._ready.get()
+        try:
+            item = self._ready.get(timeout=self._timeout)
+        except queue.Empty:
+            self._stalled = True
+            raise DataError(
+                f"no batch for {self._timeout:.0f} s: the loader stands still at {self._source.upcoming()}; "
+                "check that disk, or raise loop.data_timeout"
+            ) from None
         if isinstance(item, BaseException):
             raise item
         return item
 
     def _fill(self) -> None:
+        # Of this thread alone. A second OpenMP team beside the training thread's makes libgomp count more threads than
+        # cores and put them all to sleep between operators: measured 1.5 times slower steps on 2 cores.
+        torch.set_num_threads(1)
         try:
             for kind, images in self._source:
                 self._put((Batch(kind=kind, images=images), deepcopy(self._source.state_dict())))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,21 @@ CHECKPOINT_FOLDER = "checkpoints"
 RESULT_FILE = "detector.safetensors"
 _LOCK_FILE = ".lock"
 
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+"""A record of any version → the same record with the fields of this one."""
+
 
 @contextmanager
-def claimed_run(out: Path, record: dict[str, Any], *, may_differ: frozenset[str]) -> Iterator[Path]:
+def claimed_run(
+    out: Path, record: dict[str, Any], *, may_differ: frozenset[str], upgrade: Upgrade | None = None
+) -> Iterator[Path]:
     """Hold `out` for the run that `record` (JSON) describes; yields the folder.
 
     Raises ConfigError, with nothing written, where `out` is not a folder, holds another run or foreign files, or is
-    in use. Paths in `may_differ` (dotted, into `record`) may change between starts of one run.
+    in use. Paths in `may_differ` (dotted, into `record`) may change between starts of one run. `upgrade` adds to a
+    record of an earlier version what it does not have yet.
     """
-    check_run_folder(out, record, may_differ=may_differ)
+    check_run_folder(out, record, may_differ=may_differ, upgrade=upgrade)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / _LOCK_FILE).open("w")
@@ -40,12 +46,14 @@ def claimed_run(out: Path, record: dict[str, Any], *, may_differ: frozenset[str]
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"{out} is in use by another process: wait for it, or choose another --out") from None
-        check_run_folder(out, record, may_differ=may_differ)
+        check_run_folder(out, record, may_differ=may_differ, upgrade=upgrade)
         _write_json(out / CONFIG_FILE, record)
         yield out
 
 
-def check_run_folder(out: Path, record: dict[str, Any], *, may_differ: frozenset[str]) -> None:
+def check_run_folder(
+    out: Path, record: dict[str, Any], *, may_differ: frozenset[str], upgrade: Upgrade | None = None
+) -> None:
     """Raise ConfigError unless `out` is free for, or already belongs to, the run that `record` describes."""
     if not out.exists():
         return
@@ -63,7 +71,7 @@ def check_run_folder(out: Path, record: dict[str, Any], *, may_differ: frozenset
         raise ConfigError(f"{config} is not the record of a training run: choose another --out") from None
     if not isinstance(here, dict) or set(here) != set(record):
         raise ConfigError(f"{config} is not the record of a training run: choose another --out")
-    difference = first_difference(record, here, may_differ)
+    difference = first_difference(record, upgrade(here) if upgrade else here, may_differ)
     if difference:
         raise ConfigError(
             f"{out} holds another run; asked for and found there: {difference}. Choose another --out, or delete it"

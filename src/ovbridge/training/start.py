@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ovbridge.console import stderr
 from ovbridge.detector import DetectorConfig, TwoStageDetector, build_detector, load_detector, to_weight_transfer
+from ovbridge.detector.pretrained import fitted_to, load_backbone, read_backbone_header
 from ovbridge.errors import CheckpointError, ConfigError
 from ovbridge.training.stages import Stage, check_initial_stage, freeze, set_training_mode
 from ovbridge.vocabulary import TextBank
 
 _TEXT = "roi_head.classifier.text_KD"
-_PRETRAINED = ("backbone.", "roi_head.trunk.stage5.")
+_PRETRAINED = ("backbone.", "roi_head.trunk.")
 
 
 def starting_detector(
@@ -28,6 +29,7 @@ def starting_detector(
     The text bank sets the width of the embeddings. Raises ConfigError where `init` is missing or is the checkpoint
     of another stage, text encoder or architecture.
     """
+    config = fitted_to(config, init)
     width = replace(config.projection, embedding_dim=bank.dim)
     linear = replace(config, projection=replace(width, transfer=None))
     model = build_detector(linear, bank.embeddings_KD, seed=seed)
@@ -81,6 +83,11 @@ def _load_pretrained(model: TwoStageDetector, stage: Stage, init: Path | None) -
                 f"stage {stage.name} freezes the first layers of its backbone, so it needs pretrained ones: give a "
                 "safetensors file with --init, or --set detector.backbone.freeze_at=0"
             )
+        return
+    if read_backbone_header(init) is not None:
+        loaded = load_backbone(model, init)
+        left = f", no place for {len(loaded.unused)} ({loaded.unused[0]}, ...)" if loaded.unused else ""
+        stderr.print(f"{loaded.used} pretrained tensors from {init}{left}", markup=False)
         return
     try:
         tensors = load_file(init)

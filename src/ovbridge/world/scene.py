@@ -151,8 +151,8 @@ def compose_scene(rng: np.random.Generator) -> Scene:
 def compose_label_scene(rng: np.random.Generator, noun_index: int) -> Scene:
     """A picture of one thing of the given noun, large, perhaps with unused things partly behind it."""
     width, height = ((224, 192), (208, 208), (192, 240), (256, 192))[rng.integers(4)]
-    clutter = _objects(rng, int(rng.choice(3, p=(0.6, 0.28, 0.12))), nouns=_indices("unused"), sides=(40.0, 80.0))
-    side = min(width, height) * float(rng.uniform(0.5, 0.85))
+    clutter = _objects(rng, int(rng.choice(3, p=(0.8, 0.15, 0.05))), nouns=_indices("unused"), sides=(40.0, 80.0))
+    side = min(width, height) * float(rng.uniform(0.4, 0.75))
     spread = 0.3 * (min(width, height) - side)
     centre = (width / 2 + float(rng.uniform(-spread, spread)), height / 2 + float(rng.uniform(-spread, spread)))
     main = SceneObject(
@@ -229,7 +229,7 @@ def _objects(
     count: int,
     *,
     nouns: tuple[int, ...] | None = None,
-    sides: tuple[float, float] = (28.0, 150.0),
+    sides: tuple[float, float] = (40.0, 150.0),
 ) -> list[SceneObject]:
     """Things without a place yet, the larger ones mostly first so that they end up behind."""
     drafts: list[SceneObject] = []

@@ -8,10 +8,24 @@ import pytest
 import torch
 from PIL import Image
 
-from ovbridge.cli.detect import drawing_paths, image_paths, run
+from ovbridge.cli.detect import run
 from ovbridge.detector import DetectorMetadata, build_detector, save_detector, world_r18_fpn
-from ovbridge.errors import ConfigError, DataError
+from ovbridge.errors import ConfigError, DataError, OVBridgeError, TeacherError, VocabularyError
 from ovbridge.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = build_detector(world_r18_fpn(embedding_dim=8, channels=(8, 8, 8, 8)), torch.eye(8)[:2])
+    metadata = DetectorMetadata(
+        stage="base",
+        vocabulary=tuple(Vocabulary.of_names(["mug", "kite"]).to_json()),
+        text_encoder="none",
+        extra={"test_size": [64, 64]},
+    )
+    path = tmp_path_factory.mktemp("run") / "detector.safetensors"
+    save_detector(path, model, metadata)
+    return path
 
 
 @pytest.fixture
@@ -23,48 +37,116 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_folders_and_globs_are_expanded_in_order(folder: Path) -> None:
-    everything = [folder / "a.png", folder / "b.jpg", folder / "sub/b.jpg"]
-    assert image_paths([str(folder)]) == everything
-    assert image_paths([str(folder / "*.jpg")]) == [folder / "b.jpg"]
-    assert image_paths([str(folder / "b.jpg"), str(folder)]) == [everything[1], everything[0], everything[2]]
+def _options(checkpoint: Path, *more: str) -> list[str]:
+    return ["--checkpoint", str(checkpoint), "--score-threshold", "0", "--max-detections", "3", "--json", *more]
 
 
-def test_nothing_to_detect_in_is_said(folder: Path) -> None:
-    (folder / "empty").mkdir()
-    for words in ([str(folder / "empty")], [str(folder / "*.webp")]):
-        with pytest.raises(DataError, match="holds no image"):
-            image_paths(words)
-    with pytest.raises(ConfigError, match="no image given"):
-        image_paths([])
-
-
-def test_drawings_never_collide_nor_replace_a_picture(folder: Path, tmp_path: Path) -> None:
-    paths = image_paths([str(folder)])
-    out = tmp_path / "out"
-    assert drawing_paths(paths, out) == [out / "a.jpg", out / "b.jpg", out / "b_2.jpg"]
-    assert drawing_paths(paths, None) == [None] * 3
-    with pytest.raises(ConfigError, match="would replace"):
-        drawing_paths(paths, folder)
-    with pytest.raises(ConfigError, match="cannot be a folder"):
-        drawing_paths(paths, folder / "notes.txt")
-
-
-def test_pictures_and_json_come_out(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = build_detector(world_r18_fpn(embedding_dim=8, channels=(8, 8, 8, 8)), torch.eye(8)[:2])
-    metadata = DetectorMetadata(
-        stage="base",
-        vocabulary=tuple(Vocabulary.of_names(["mug", "kite"]).to_json()),
-        text_encoder="none",
-        extra={"test_size": [64, 64]},
-    )
-    save_detector(tmp_path / "detector.safetensors", model, metadata)
-    options = ["--names", "kite", "--score-threshold", "0", "--max-detections", "3", "--device", "cpu", "--json"]
-    run([str(folder), "--checkpoint", str(tmp_path), "--out", str(tmp_path / "out"), *options])
+def test_pictures_and_json_come_out(
+    folder: Path, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run([str(folder), "--names", "kite", "--out", str(tmp_path / "out"), *_options(checkpoint.parent)])
     printed = json.loads(capsys.readouterr().out)
     assert [Path(record["image"]).name for record in printed["images"]] == ["a.png", "b.jpg", "b.jpg"]
+    assert [Path(record["drawn"]).name for record in printed["images"]] == ["a.jpg", "b.jpg", "b_2.jpg"]
     for record in printed["images"]:
         assert (record["width"], record["height"]) == (50, 40)
         assert Image.open(record["drawn"]).size == (50, 40)
         assert len(record["detections"]) == 3
         assert {d["name"] for d in record["detections"]} == {"kite"}
+
+
+def test_every_format_agrees(
+    folder: Path, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    formats = ("json", "coco", "yolo", "label-studio")
+    run([str(folder / "*.jpg"), "--out", str(out), *_options(checkpoint, "--format", *formats)])
+    printed = json.loads(capsys.readouterr().out)["images"]
+    assert json.loads((out / "detections.json").read_text())["images"] == printed
+    assert not list(out.glob("*.jpg"))
+    x1, y1, x2, y2 = printed[0]["detections"][0]["box_xyxy"]
+    number = ["mug", "kite"].index(printed[0]["detections"][0]["name"])
+    coco = json.loads((out / "coco_results.json").read_text())[0]
+    about = json.loads((out / "coco_images.json").read_text())
+    assert coco["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=0.02)
+    assert about["categories"][number] == {"id": coco["category_id"], "name": ["mug", "kite"][number]}
+    assert about["images"][0]["id"] == coco["image_id"]
+    assert (out / "classes.txt").read_text().split() == ["mug", "kite"]
+    yolo = (out / "labels" / "b.txt").read_text().splitlines()[0].split()
+    assert int(yolo[0]) == number
+    assert float(yolo[1]) * 50 == pytest.approx((x1 + x2) / 2, abs=0.02)
+    assert float(yolo[4]) * 40 == pytest.approx(y2 - y1, abs=0.02)
+    value = json.loads((out / "label_studio.json").read_text())[0]["predictions"][0]["result"][0]["value"]
+    assert value["x"] == pytest.approx(2 * x1, abs=0.05)
+    assert value["height"] == pytest.approx((y2 - y1) / 40 * 100, abs=0.05)
+
+
+def test_nothing_is_overwritten_unasked(folder: Path, tmp_path: Path, checkpoint: Path) -> None:
+    command = [str(folder / "a.png"), "--out", str(tmp_path / "out"), *_options(checkpoint)]
+    run(command)
+    before = (tmp_path / "out" / "a.jpg").stat().st_mtime_ns
+    with pytest.raises(ConfigError, match=r"a\.jpg exists.*--overwrite"):
+        run(command)
+    assert (tmp_path / "out" / "a.jpg").stat().st_mtime_ns == before
+    run([*command, "--overwrite"])
+    with pytest.raises(ConfigError, match="would replace"):
+        run([str(folder), "--out", str(folder), *_options(checkpoint), "--overwrite"])
+    with pytest.raises(ConfigError, match="cannot be a folder"):
+        run([str(folder), "--out", str(folder / "notes.txt"), *_options(checkpoint)])
+
+
+def test_unreadable_pictures_are_named_and_the_rest_is_done(
+    folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "aa.jpg").write_bytes(b"\xff\xd8 not really")
+    with pytest.raises(DataError, match=r"aa\.jpg"):
+        run([str(folder), *_options(checkpoint)])
+    printed = json.loads(capsys.readouterr().out)
+    assert len(printed["images"]) == 3
+    assert [Path(s["image"]).name for s in printed["skipped"]] == ["aa.jpg"]
+
+
+def test_names_from_a_file_with_synonyms_and_thresholds(
+    folder: Path, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "names.txt").write_text("thing = 0\n\nkite|mug = 1\n".replace("thing = 0\n", ""))
+    run([str(folder / "a.png"), "--names-file", str(tmp_path / "names.txt"), *_options(checkpoint)])
+    assert json.loads(capsys.readouterr().out)["images"][0]["detections"] == []
+    run([str(folder / "a.png"), "--names", f"@{tmp_path / 'names.txt'}", *_options(checkpoint)])
+    assert json.loads(capsys.readouterr().out)["images"][0]["detections"] == []
+    run([str(folder / "a.png"), "--names", "kite|mug", *_options(checkpoint)])
+    found = json.loads(capsys.readouterr().out)["images"][0]["detections"]
+    assert [d["name"] for d in found] == ["kite"] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (["--names", "mug=2"], VocabularyError, "from 0 to 1"),
+        (["--names", "mug,mug"], VocabularyError, "given twice"),
+        (["--names", "@no.txt"], VocabularyError, r"names file no\.txt cannot be read"),
+        (["--every", "0"], ConfigError, "--every is 0"),
+        (["--batch", "0"], ConfigError, "--batch is 0"),
+        (["--tile", "4"], ConfigError, "too small"),
+        (["--tile", "64", "--overlap", "1"], ConfigError, "overlap"),
+        (["--format", "gif"], ConfigError, "gif"),
+        (["--like", "=x.jpg"], ConfigError, "neither a crop"),
+        (["--like", "cup=x.jpg"], TeacherError, "the examples"),
+    ],
+)
+def test_mistakes_are_one_line(
+    folder: Path, checkpoint: Path, options: list[str], error: type[OVBridgeError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        run([str(folder / "a.png"), "--checkpoint", str(checkpoint), *options])
+    assert "\n" not in str(caught.value)
+
+
+def test_tiles_find_what_the_whole_picture_shows_too_small(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 300, 3), dtype=np.uint8)).save(tmp_path / "w.png")
+    run([str(tmp_path / "w.png"), "--tile", "64", *_options(checkpoint, "--max-detections", "50")])
+    boxes = [d["box_xyxy"] for d in json.loads(capsys.readouterr().out)["images"][0]["detections"]]
+    assert len(boxes) == 50
+    assert max(box[2] for box in boxes) > 236

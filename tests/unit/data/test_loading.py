@@ -6,7 +6,14 @@ import torch
 
 from ovbridge.data.coco import CocoDataset
 from ovbridge.data.image_labels import TaggedImage
-from ovbridge.data.loading import DetectionDataset, ImageLabelDataset, MemoryRegions, MixedBatches, sample_generator
+from ovbridge.data.loading import (
+    DetectionDataset,
+    ImageLabelDataset,
+    MemoryRegions,
+    MixedBatches,
+    _confident,
+    sample_generator,
+)
 from ovbridge.data.transforms import PhotometricJitter, TrainTransform
 from ovbridge.errors import ConfigError, DataError
 from ovbridge.structures import ImageLabels, RegionTargets
@@ -183,3 +190,14 @@ def test_sample_randomness_depends_on_seed_and_draw_alone():
 def test_repeat_factors_follow_the_classes(det):
     # Two images; mug in one, kite in both.
     np.testing.assert_allclose(det.repeat_factors(1.0), [2**0.5, 1.0])
+
+
+def test_only_the_first_pseudo_boxes_of_an_image_count() -> None:
+    labels = ImageLabels(
+        boxes_xyxy=torch.tensor([[0.0, 0, 4, 4], [1, 1, 5, 5], [2, 2, 6, 6], [3, 3, 7, 7]]),
+        class_ids=torch.tensor([4, 5, 6, 7]),
+        scores=torch.tensor([0.99, 0.5, 0.97, 0.98]),
+    )
+    kept = _confident(labels, 0.95, 2)
+    assert (kept.class_ids.tolist(), kept.boxes_xyxy[:, 0].tolist()) == ([4, 6], [0.0, 2.0])
+    assert _confident(labels, 0.95, None).class_ids.tolist() == [4, 6, 7]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from ovbridge.detector import (
     DetectorConfig,
     DetectorMetadata,
     TwoStageDetector,
+    build_detector,
     coco_r50_c4,
     load_detector,
     lvis_r50_fpn,
@@ -24,7 +28,7 @@ from ovbridge.detector import (
     to_weight_transfer,
     world_r18_fpn,
 )
-from ovbridge.detector.checkpoint_file import refuse_foreign_target
+from ovbridge.detector.checkpoint_file import FORMAT, refuse_foreign_target
 from ovbridge.errors import CheckpointError
 
 MakeDetector = Callable[..., TwoStageDetector]
@@ -95,6 +99,43 @@ def test_missing_truncated_and_foreign_files(tmp_path: Path, tiny_detector: Make
         refuse_foreign_target(path)
     path.write_bytes(whole)
     refuse_foreign_target(path)
+
+
+def _save_a_fixed_detector(path: Path) -> None:
+    config = world_r18_fpn(embedding_dim=8, channels=(8, 8, 8, 8))
+    extra = {"z": 1, "a": {"y": 2, "x": 3}}
+    save_detector(path, build_detector(config, torch.eye(5, 8)), replace(metadata(), extra=extra))
+
+
+def test_equal_detectors_are_equal_files_in_any_process(tmp_path: Path) -> None:
+    here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
+    _save_a_fixed_detector(here)
+    code = (
+        "import sys, pathlib, runpy; runpy.run_path(sys.argv[1])['_save_a_fixed_detector'](pathlib.Path(sys.argv[2]))"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "12345"}
+    subprocess.run([sys.executable, "-c", code, __file__, str(there)], check=True, env=environment)
+    assert here.read_bytes() == there.read_bytes()
+    with safe_open(here, framework="pt") as file:
+        assert list(file.metadata()) == [FORMAT]
+
+
+def test_files_with_three_metadata_keys_are_read(tmp_path: Path, tiny_detector: MakeDetector) -> None:
+    model, path = tiny_detector(), tmp_path / "old.safetensors"
+    vocabulary = [{"name": f"thing {i}", "role": "base", "category_id": i} for i in range(5)]
+    record = {"stage": "rkd", "vocabulary": vocabulary, "text_encoder": "builtin", "recipe": "world"}
+    texts = {"format": FORMAT, "config": json.dumps(model.config.to_json()), "metadata": json.dumps(record)}
+    save_file({name: value.clone() for name, value in model.state_dict().items()}, path, metadata=texts)
+    loaded, seen = load_detector(path)
+    assert (loaded.config, seen.stage, seen.recipe) == (model.config, "rkd", "world")
+    save_file({"x": torch.zeros(1)}, path, metadata=texts | {"format": "ovbridge-detector-9"})
+    with pytest.raises(CheckpointError, match="format 'ovbridge-detector-9'"):
+        load_detector(path)
+    for broken in ("{", "[]", '{"config": {}}', '{"config": {"name": 1}, "metadata": {}}'):
+        save_file({"x": torch.zeros(1)}, path, metadata={FORMAT: broken})
+        with pytest.raises(CheckpointError, match="write the checkpoint again") as caught:
+            read_metadata(path)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("change", ["drop", "reshape", "add"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ovbridge.detector.anchors import cell_anchors, grid_anchors
 from ovbridge.detector.sampling import match, sample_anchors, sample_balanced, sample_regions
 
 
@@ -22,9 +23,15 @@ def test_match_without_true_boxes_is_all_negative() -> None:
     assert matched.tolist() == labels.tolist() == [0] * 5
 
 
-def test_a_true_box_that_meets_nothing_makes_nothing_positive() -> None:
-    _, labels = match(torch.zeros(1, 4), 0.3, 0.7, rescue=True)
-    assert labels.tolist() == [0, 0, 0, 0]
+def test_rescue_of_a_true_box_that_meets_nothing_is_detectron2s() -> None:
+    iou = torch.tensor([[0.8, 0.1, 0.0], [0.0, 0.0, 0.0]])
+    matched, labels = match(iou, 0.3, 0.7, rescue=True)
+    assert (matched.tolist(), labels.tolist()) == ([0, 0, 0], [1, 1, 1])
+    # Every box in the picture meets an anchor, even one of a thousandth of a pixel in its corner.
+    anchors = grid_anchors((4, 4), 16, cell_anchors((32.0,), (1.0,)))
+    corner = torch.tensor([[63.999, 63.999, 64.0, 64.0]])
+    targets = sample_anchors(anchors, corner, iou_thresholds=(0.3, 0.7), count=8, positive_fraction=0.5)
+    assert (targets.labels == 1).nonzero().flatten().tolist() == [15]
 
 
 def test_balanced_sample_fills_up_with_negatives(generator: torch.Generator) -> None:

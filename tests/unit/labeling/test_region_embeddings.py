@@ -48,7 +48,7 @@ def test_ensemble_takes_the_box_and_its_surroundings() -> None:
 
 
 def test_unknown_rule_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"tight, square, ensemble-1\.5"):
+    with pytest.raises(ConfigError, match=r"tight, square, ensemble-1\.5, masked"):
         crops_of(IMAGE, (0, 0, 2, 2), "loose")  # type: ignore[arg-type]
 
 

@@ -48,6 +48,7 @@ def test_what_differs_between_coco_and_lvis() -> None:
     assert (coco.federated_classes, lvis.federated_classes) == (None, 50)
     assert (coco.batches.repeat_threshold, lvis.batches.repeat_threshold) == (None, 0.001)
     assert (coco.data.min_tag_score, lvis.data.min_tag_score) == (0.95, 0.0)
+    assert (coco.data.max_tags, lvis.data.max_tags) == (32, 1)
     assert coco.batches.det_transform.short_sides == (800,)
     assert lvis.batches.det_transform.short_sides == (640, 672, 704, 736, 768, 800)
     assert RECIPES["coco_rkd_pis_wt_8x"]().batches.det_transform.short_sides == tuple(range(128, 1281, 32))

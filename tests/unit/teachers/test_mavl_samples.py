@@ -13,11 +13,13 @@ import torch
 from ovbridge.errors import DataError
 from ovbridge.teachers.mavl.samples import (
     BatchMaker,
+    GroundedImage,
     SampleConfig,
     batch_pixels,
     load_grounded,
     resized_hw,
     vocabulary_texts,
+    zoom,
 )
 from ovbridge.teachers.mavl.text import train_tokenizer
 from ovbridge.teachers.protocol import CLASS_AGNOSTIC_QUERIES
@@ -57,7 +59,7 @@ def annotations(tmp_path: Path) -> Path:
 def maker(annotations: Path, **settings: Any) -> BatchMaker:
     data = load_grounded(annotations, exclude_roles=("novel",))
     tokenizer = train_tokenizer(vocabulary_texts(data), vocabulary_size=100)
-    config = SampleConfig(**settings)
+    config = SampleConfig(**{"zoom_rate": 0.0, **settings})
     return BatchMaker(
         data, tokenizer, lambda _: np.zeros((20, 40, 3), np.uint8), token_positions=16, config=config, seed=1
     )
@@ -170,3 +172,35 @@ def test_padding_marks_what_is_no_image() -> None:
 )
 def test_resized_size_truncates_the_long_side(height: int, width: int, expected: tuple[int, int]) -> None:
     assert resized_hw(height, width, 800) == expected
+
+
+def test_zoom_moves_the_boxes_with_the_pixels() -> None:
+    pixels = np.zeros((80, 120, 3), np.uint8)
+    pixels[20:40, 30:60] = 255
+    pixels[60:70, 100:110, 0] = 255
+    boxes = np.array([[45 / 120, 30 / 80, 30 / 120, 20 / 80], [105 / 120, 65 / 80, 10 / 120, 10 / 80]], np.float32)
+    image = GroundedImage(
+        file_name="", width=120, height=80, boxes_cxcywh=boxes, nouns=np.array([4, 7]), phrases=("a mug", "a kite")
+    )
+    random = np.random.default_rng(0)
+    seen = set()
+    for _ in range(40):
+        shown, window = zoom(image, pixels, random, SampleConfig())
+        assert window.shape == pixels.shape
+        assert len(shown.nouns) == len(shown.phrases) == len(shown.boxes_cxcywh)
+        seen.add(tuple(shown.nouns.tolist()))
+        for noun, (cx, cy, w, h) in zip(shown.nouns, shown.boxes_cxcywh, strict=True):
+            marked = window[:, :, 2] > 127 if noun == 4 else (window[:, :, 0] > 127) & (window[:, :, 2] < 128)
+            rows, columns = np.nonzero(marked)
+            found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            reported = [(cx - w / 2) * 120, (cy - h / 2) * 80, (cx + w / 2) * 120, (cy + h / 2) * 80]
+            np.testing.assert_allclose(reported, found, atol=2.0)
+    assert seen >= {(4,), (4, 7)}, "an object cut by the window's edge is no target, one inside is"
+
+
+def test_zoomed_batches_keep_boxes_nouns_and_texts_together(annotations: Path) -> None:
+    zoomed = maker(annotations, zoom_rate=1.0, largest_zoom=2.0).batch([0, 0], 0)
+    assert zoomed.pixels.shape == (2, 3, 20, 40)
+    for n, count in enumerate(zoomed.targets.counts):
+        boxes = zoomed.targets.boxes[n, :count]
+        assert ((boxes >= 0) & (boxes <= 1)).all()

@@ -17,6 +17,7 @@ from ovbridge.teachers.mavl.config import BackboneConfig, MavlConfig, TextConfig
 from ovbridge.teachers.mavl.loop import MavlTrainConfig
 from ovbridge.teachers.mavl.proposer import load_mavl
 from ovbridge.teachers.mavl.quality import proposer_quality
+from ovbridge.teachers.mavl.samples import SampleConfig
 from ovbridge.teachers.mavl.train import train_mavl
 
 TINY = MavlConfig(
@@ -58,7 +59,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_learns_to_find_rectangles(world: Path, tmp_path: Path) -> None:
-    config = replace(SHORT, steps=80, batch_size=6, checkpoint_seconds=1000.0)
+    unzoomed = SampleConfig(zoom_rate=0.0)
+    config = replace(SHORT, steps=80, batch_size=6, checkpoint_seconds=1000.0, samples=unzoomed)
     out = train_mavl(world / "instances.json", world, tmp_path / "m.safetensors", config)
     losses = [json.loads(line)["loss"] for line in out.with_suffix(".jsonl").read_text().splitlines()]
     assert len(losses) == 4

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ovbridge.errors import ConfigError
-from ovbridge.training.optim import OptimConfig, build_optimizer, gradient_norm, learning_rate_at
+from ovbridge.training.optim import OptimConfig, build_optimizer, gradient_norm, learning_rate_at, set_learning_rate
 
 OFFICIAL = OptimConfig()
 
@@ -87,3 +87,29 @@ def test_everything_frozen_is_refused() -> None:
     model = nn.Linear(1, 1).requires_grad_(False)
     with pytest.raises(ConfigError, match="frozen"):
         build_optimizer(model, OFFICIAL)
+
+
+def test_fused_sgd_steps_where_a_first_batch_reached_only_some_parameters() -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(1, 1, bias=False) for _ in range(2)])
+    optimizer = build_optimizer(model, OptimConfig(momentum=0.5, weight_decay=0.0, learning_rate=1.0))
+    first, second = model.parameters()
+    start = second.item()
+    first.grad = torch.ones(1, 1)
+    optimizer.step()
+    assert second.item() == start
+    second.grad = torch.ones(1, 1)
+    optimizer.step()
+    optimizer.step()
+    assert second.item() == pytest.approx(start - 1 - 1.5)  # 1, then 1 + 0.5 * 1
+
+
+def test_the_trunk_learns_at_its_own_rate() -> None:
+    model = nn.ModuleDict({"backbone": nn.Linear(1, 1), "rpn": nn.Linear(1, 1)})
+    config = OptimConfig(optimizer="adamw", trunk_factor=0.1, weight_decay=0.5, decay_norms_and_biases=False)
+    optimizer = build_optimizer(model, config)
+    set_learning_rate(optimizer, 0.2)
+    rates = {p: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert rates[model["rpn"].weight] == (0.2, 0.5)
+    assert rates[model["rpn"].bias] == (0.2, 0.0)
+    assert rates[model["backbone"].weight] == (pytest.approx(0.02), 0.5)
+    assert rates[model["backbone"].bias] == (pytest.approx(0.02), 0.0)

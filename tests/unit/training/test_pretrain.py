@@ -60,9 +60,13 @@ def test_window_shows_the_object() -> None:
     )
     rng = np.random.default_rng(0)
     for _ in range(20):
-        window = objects.window(0, 64, rng)
+        window, (x1, y1, x2, y2) = objects.window(0, 64, rng)
         assert window.shape == (64, 64, 3)
         assert window.max() == 255
+        rows, columns = np.nonzero(window[:, :, 0] > 127)
+        shown = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        slack = 2 + 0.13 * (shown[2] - shown[0])
+        np.testing.assert_allclose([x1, y1, x2, y2], shown, atol=slack)
 
 
 def test_equal_seeds_give_equal_weights_and_a_detector_starts_from_them(world: Path, tmp_path: Path) -> None:
@@ -75,5 +79,5 @@ def test_equal_seeds_give_equal_weights_and_a_detector_starts_from_them(world: P
     model = starting_detector(
         config, replace(STAGES["base"], batch_norm="train"), bank, tmp_path / "backbone.safetensors", seed=0
     )
-    stem = "backbone.body.stem.weight"
-    torch.testing.assert_close(model.state_dict()[stem], first[stem].float())
+    for name in ("backbone.body.stem.weight", "backbone.output.0.weight", "roi_head.trunk.layers.0.weight"):
+        torch.testing.assert_close(model.state_dict()[name], first[name].float())

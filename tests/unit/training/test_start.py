@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from ovbridge.detector import DetectorMetadata, TwoStageDetector, save_detector, world_r18_fpn
+from ovbridge.detector.pretrained import PretrainedBackbone, write_backbone
 from ovbridge.errors import CheckpointError, ConfigError
 from ovbridge.training.optim import OptimConfig, build_optimizer
 from ovbridge.training.stages import STAGES
@@ -98,4 +99,38 @@ def test_frozen_first_layers_need_pretrained_ones(tmp_path: Path) -> None:
     assert torch.equal(model.state_dict()[name], donor[name])
     save_file({"something": torch.zeros(1)}, file)
     with pytest.raises(CheckpointError, match="holds no tensor of this backbone"):
+        starting_detector(frozen, STAGES["base"], BANK, file, seed=0)
+
+
+def test_a_backbone_file_brings_its_pixels_and_stride_to_every_stage(tmp_path: Path) -> None:
+    donor = starting_detector(LINEAR, STAGES["base"], BANK, None, seed=3)
+    tensors = {
+        name.removeprefix("backbone.body."): value
+        for name, value in donor.state_dict().items()
+        if name.startswith("backbone.body.")
+    }
+    header = PretrainedBackbone(
+        source="x.pkl",
+        mean=(1.0, 2.0, 3.0),
+        std=(4.0, 5.0, 6.0),
+        order="bgr",
+        block="basic",
+        stem_channels=8,
+        depths=(2, 2, 2, 2),
+        channels=(8, 8, 8, 8),
+        stride_in_1x1=True,
+    )
+    file = tmp_path / "imagenet.safetensors"
+    write_backbone(file, tensors, header)
+    frozen = replace(LINEAR, backbone=replace(LINEAR.backbone, freeze_at=2))
+    model = starting_detector(frozen, STAGES["base"], BANK, file, seed=0)
+    assert all(torch.equal(model.state_dict()["backbone.body." + name], value) for name, value in tensors.items())
+    base = _saved(tmp_path / "base.safetensors", model, "base")
+    later = starting_detector(frozen, STAGES["rkd"], BANK, base, seed=0)
+    for config in (model.config, later.config):
+        assert (config.pixels.order, config.pixels.mean, config.pixels.std) == ("bgr", header.mean, header.std)
+        assert config.backbone.stride_in_1x1
+        assert config.backbone.freeze_at == 2
+    write_backbone(file, {n: v for n, v in tensors.items() if n != "stem.weight"}, header)
+    with pytest.raises(CheckpointError, match=r"lacks backbone\.body\.stem\.weight"):
         starting_detector(frozen, STAGES["base"], BANK, file, seed=0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,35 @@ def jitter(pixels: np.ndarray, random: np.random.Generator, strength: float) -> 
     return varied
 
 
+def zoom(
+    image: GroundedImage, pixels: np.ndarray, random: np.random.Generator, config: SampleConfig
+) -> tuple[GroundedImage, np.ndarray]:
+    """A random window that holds the middle of an object, enlarged to the picture's size, with what it shows."""
+    height, width = pixels.shape[:2]
+    side = 1.0 / random.uniform(1.0, config.largest_zoom)
+    x, y = image.boxes_cxcywh[random.integers(len(image.boxes_cxcywh)), :2]
+    left, top = (float(np.clip(v - side * random.uniform(0.3, 0.7), 0.0, 1.0 - side)) for v in (x, y))
+    corner = np.array([left, top, left, top])
+    centre, half = image.boxes_cxcywh[:, :2], image.boxes_cxcywh[:, 2:] / 2
+    corners = (np.concatenate([centre - half, centre + half], axis=1) - corner) / side
+    inside = np.clip(corners, 0.0, 1.0)
+    sizes, whole = inside[:, 2:] - inside[:, :2], corners[:, 2:] - corners[:, :2]
+    kept = np.flatnonzero(sizes.prod(axis=1) >= config.smallest_rest * whole.prod(axis=1))
+    boxes = np.concatenate([inside[:, :2] + sizes / 2, sizes], axis=1)[kept]
+    window = Image.fromarray(pixels).resize(
+        (width, height),
+        Image.Resampling.BILINEAR,
+        box=(left * width, top * height, (left + side) * width, (top + side) * height),
+    )
+    shown = replace(
+        image,
+        boxes_cxcywh=boxes.astype(np.float32),
+        nouns=image.nouns[kept],
+        phrases=tuple(image.phrases[k] for k in kept),
+    )
+    return shown, np.asarray(window)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """One training step's input."""
@@ -196,6 +225,12 @@ class SampleConfig:
     """How often "every noun" asks for a noun that is not in the image."""
     jitter: float = 0.25
     """Strength of the colour jitter."""
+    zoom_rate: float = 0.5
+    """How often a picture is replaced by a window of it, so that large objects are seen too."""
+    largest_zoom: float = 2.5
+    """The smallest window is smaller than the picture by this factor."""
+    smallest_rest: float = 0.6
+    """An object stays a target if at least this part of its box is in the window."""
 
 
 class BatchMaker:
@@ -236,9 +271,13 @@ class BatchMaker:
         """The batch of these images at this step."""
         random = np.random.default_rng((self._seed, 2, step))
         rows: dict[tuple[int, ...], int] = {}
+        shown: list[GroundedImage] = []
         images, boxes, pairs = [], [], []
         for n, index in enumerate(indices):
             image, pixels = self._data.images[index], self._pixels(index)
+            if len(image.nouns) and random.random() < self._config.zoom_rate:
+                image, pixels = zoom(image, pixels, random, self._config)
+            shown.append(image)
             cxcywh = image.boxes_cxcywh
             if random.random() < 0.5:
                 pixels = pixels[:, ::-1]
@@ -260,9 +299,9 @@ class BatchMaker:
                 tokens_TGP[t, g, start:stop] = 1.0 / (stop - start)
         boxes_NG4 = np.tile(_NO_BOX, (len(boxes), most, 1))
         nouns_NG = np.zeros((len(boxes), most), dtype=np.int64)
-        for n, (index, b) in enumerate(zip(indices, boxes, strict=True)):
+        for n, (image, b) in enumerate(zip(shown, boxes, strict=True)):
             boxes_NG4[n, : len(b)] = b
-            nouns_NG[n, : len(b)] = self._data.images[index].nouns
+            nouns_NG[n, : len(b)] = image.nouns
         return Batch(
             pixels=pixels_tensor,
             padding=padding,

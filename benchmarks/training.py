@@ -1,0 +1,206 @@
+"""Training at the built-in world's size: our loop against a plain one, waiting for data, and decoding against Pillow.
+
+    python benchmarks/training.py --out benchmarks/results/training.json
+
+The plain loop is what one writes first: fp32, contiguous memory, images read when they are needed, SGD parameter by
+parameter. Both train the same detector on the same batches; windows of steps alternate, and medians are compared.
+bf16 is used where the processor computes it, which the result says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ovbridge.config_tree import apply_overrides
+from ovbridge.data.ovd_files import write_coco_ovd
+from ovbridge.data.transforms import PhotometricJitter, TrainTransform
+from ovbridge.detector import build_detector, lvis_r50_fpn, world_r18_fpn
+from ovbridge.detector.architectures import coco_r50_c4
+from ovbridge.device import bf16_pays, default_device
+from ovbridge.images import read_image
+from ovbridge.recipes import recipe_named
+from ovbridge.run_config import RunConfig
+from ovbridge.structures import BoxLabels
+from ovbridge.train_preparation import loss_function
+from ovbridge.training.batches import build_batches
+from ovbridge.training.inputs import open_inputs
+from ovbridge.training.logging import read_log
+from ovbridge.training.loop import TrainingParts, step_generator, train
+from ovbridge.training.optim import build_optimizer
+from ovbridge.training.prefetch import Batch
+from ovbridge.training.start import starting_detector
+from ovbridge.world.write import write_world
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "training.json")
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=3, help="steps of one window")
+    parser.add_argument("--windows", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--decodes", type=int, default=20)
+    settings = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        world = Path(folder) / "world"
+        write_world(world, train=settings.pictures, val=0, seed=77, image_labels_per_class=0)
+        write_coco_ovd(world / "annotations", world / "annotations")
+        np.save(world / "bank.npy", np.random.default_rng(0).normal(size=(80, 64)).astype(np.float32))
+        config = world_config(world, settings.batch)
+        record: dict[str, Any] = {
+            "loops": compare_loops(config, Path(folder), settings.steps, settings.windows),
+            "data_wait": data_wait(config, Path(folder), settings.steps * 2, settings.workers),
+            "decoding": decoding(settings.decodes),
+            "learning_parameters": learning_parameters(),
+        }
+    record |= {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)",
+        "device": str(default_device()),
+        "bf16": bf16_pays(default_device()),
+        "torch": torch.__version__,
+        "load_average": os.getloadavg(),
+    }
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    settings.out.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
+
+
+def world_config(world: Path, batch: int) -> RunConfig:
+    """The base stage of the world recipe on pictures read from disk."""
+    config = recipe_named("world_base")
+    data = replace(config.data, root=str(world), text_bank="bank.npy", cache_in_memory=False)
+    return apply_overrides(replace(config, data=data, init=""), [f"batches.det={batch}", "loop.save_every=1000000"])
+
+
+def compare_loops(config: RunConfig, folder: Path, steps: int, windows: int) -> dict[str, Any]:
+    """Images a second of both loops, medians over alternating windows."""
+    plain, ours = [], []
+    for window in range(windows):
+        plain.append(plain_rate(config, steps))
+        ours.append(our_rate(config, folder / f"run{window}", steps))
+    return {
+        "plain_images_per_second": [round(rate, 2) for rate in plain],
+        "our_images_per_second": [round(rate, 2) for rate in ours],
+        "ratio_of_medians": round(statistics.median(ours) / statistics.median(plain), 3),
+    }
+
+
+def plain_rate(config: RunConfig, steps: int) -> float:
+    """The loop that one writes first; one step of warm-up."""
+    inputs = open_inputs(config.data, config.stage, with_masks=False)
+    model = starting_detector(config.detector, config.stage, inputs.bank, None, seed=0).to(default_device())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, foreach=False)
+    losses = loss_function(config, inputs)
+    batches = iter(build_batches(inputs, config.data, config.stage, config.batches, seed=0))
+    began = 0.0
+    for step in range(steps + 1):
+        if step == 1:
+            began = time.perf_counter()
+        kind, images = next(batches)
+        found = losses(model, Batch(kind=kind, images=images), step_generator(0, step))
+        optimizer.zero_grad()
+        torch.stack(list(found.values())).sum().backward()
+        optimizer.step()
+        float(sum(loss.detach() for loss in found.values()))
+    return steps * config.batches.det / (time.perf_counter() - began)
+
+
+def our_rate(config: RunConfig, folder: Path, steps: int, workers: int = 0) -> float:
+    """`training.loop`; the last line of its log, after one step of warm-up."""
+    return float(run_ours(config, folder, steps, workers)["images_per_second"])
+
+
+def run_ours(config: RunConfig, folder: Path, steps: int, workers: int) -> dict[str, Any]:
+    """The log line over the steps after the first."""
+    folder.mkdir(parents=True)
+    config = apply_overrides(config, [f"loop.steps={steps + 1}", "loop.log_every=1", f"batches.workers={workers}"])
+    inputs = open_inputs(config.data, config.stage, with_masks=False)
+    model = starting_detector(config.detector, config.stage, inputs.bank, None, seed=0).to(default_device())
+    model = model.to(memory_format=torch.channels_last)
+    parts = TrainingParts(
+        model=model,
+        optimizer=build_optimizer(model, config.optim),
+        batches=build_batches(inputs, config.data, config.stage, config.batches, seed=0),
+        losses=loss_function(config, inputs),
+    )
+    train(parts, folder, config=config.loop, optim=config.optim, seed=0, stage="base")
+    lines = read_log(folder / "log.jsonl")[1:]
+    seconds = sum(config.batches.det / line["images_per_second"] for line in lines)
+    waited = sum(line["data_wait"] * config.batches.det / line["images_per_second"] for line in lines)
+    return {"images_per_second": len(lines) * config.batches.det / seconds, "data_wait": waited / seconds}
+
+
+def data_wait(config: RunConfig, folder: Path, steps: int, workers: int) -> dict[str, Any]:
+    """Share of the time that training waits for images, after the first step, for which the loaders start."""
+    found = {}
+    for count in dict.fromkeys((0, workers)):
+        found[f"{count} workers"] = round(run_ours(config, folder / f"wait{count}", steps, count)["data_wait"], 4)
+    return found
+
+
+def decoding(repeats: int) -> dict[str, Any]:
+    """640 x 480 JPEGs a second on one core: Pillow decoding alone, and decoding, resizing to 800, flip and jitter."""
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).resize(
+        (640, 480), Image.Resampling.BICUBIC
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.jpg"
+        smooth.save(path, quality=90)
+        transform = TrainTransform(short_sides=(800,), jitter=PhotometricJitter())
+        boxes = BoxLabels(boxes_xyxy=torch.tensor([[10.0, 10, 300, 300]]), class_ids=torch.zeros(1, dtype=torch.int64))
+
+        def pillow() -> None:
+            np.asarray(Image.open(path).convert("RGB"))
+
+        def pillow_resized() -> None:
+            np.asarray(Image.open(path).convert("RGB").resize((1067, 800), Image.Resampling.BILINEAR))
+
+        def ours() -> None:
+            read_image(path)
+
+        def augmented() -> None:
+            transform(read_image(path), image_id=0, generator=torch.Generator().manual_seed(0), boxes=boxes)
+
+        found = {}
+        for name, task in (
+            ("pillow_decode", pillow),
+            ("our_decode", ours),
+            ("pillow_decode_and_resize", pillow_resized),
+            ("our_decode_resize_flip_jitter", augmented),
+        ):
+            times = []
+            for _ in range(repeats):
+                began = time.process_time()
+                task()
+                times.append(time.process_time() - began)
+            found[name] = round(1 / max(statistics.median(times), 1e-9), 1)
+    return {"jpegs_per_cpu_second": found}
+
+
+def learning_parameters() -> dict[str, int]:
+    """Parameters with a gradient, which all processes exchange each step."""
+    found = {}
+    for config in (coco_r50_c4(), lvis_r50_fpn(), world_r18_fpn(embedding_dim=64)):
+        with torch.device("cpu"):
+            model = build_detector(config, torch.ones(80, config.projection.embedding_dim))
+        found[config.name] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Running suites: every run trained and evaluated once a seed, in an order in which each finds what it starts from.
+
+The same command goes on after a kill: a finished training and an evaluation of that very checkpoint are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovbridge.ablate.page import write_tables
+from ovbridge.ablate.settings import AblateSettings, claim
+from ovbridge.ablate.sources import Sources
+from ovbridge.ablate.suite import Run, Suite, in_order
+from ovbridge.ablate.suites import suite_named
+from ovbridge.ablate.table import SuiteResult, summarise
+from ovbridge.audit.run import summary_for
+from ovbridge.config_tree import apply_overrides, to_json
+from ovbridge.console import stderr
+from ovbridge.data.coco import CocoDataset
+from ovbridge.demo.clock import StepClock
+from ovbridge.evaluation.protocols import evaluate, expects_federated, limits_of, lvis_rules
+from ovbridge.evaluation.results_file import write_results
+from ovbridge.evaluation.run import predict
+from ovbridge.inference import Detector
+from ovbridge.recipes import recipe_named
+from ovbridge.rescoring import ScoreFusion
+from ovbridge.rescoring.load import fused_detector
+from ovbridge.run_config import RunConfig
+from ovbridge.structures import Detections
+from ovbridge.train_run import train_run
+from ovbridge.training.inputs import fingerprint
+
+BATCH = 8
+"""Images detected in one pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateFolder:
+    """Where everything of an ablation lies."""
+
+    root: Path
+
+    def training(self, seed: int, run: str) -> Path:
+        """The training run of a row."""
+        return self.root / f"seed{seed}" / "train" / run
+
+    def checkpoint(self, seed: int, run: str) -> Path:
+        """What it ends in."""
+        return self.training(seed, run) / "detector.safetensors"
+
+    def record(self, seed: int, run: str) -> Path:
+        """The numbers of a row."""
+        return self.root / f"seed{seed}" / "evaluation" / f"{run}.json"
+
+    def predictions(self, seed: int, run: str) -> Path:
+        """Its detections, as COCO results."""
+        return self.root / f"seed{seed}" / "evaluation" / f"{run}_detections.json"
+
+
+def run_suites(
+    out: Path, names: Sequence[str], seeds: Sequence[int], settings: AblateSettings
+) -> dict[str, SuiteResult]:
+    """Run every suite for every seed into `out`; returns the tables by suite.
+
+    Raises ConfigError where `out` holds another ablation or a suite needs data that were not given.
+    """
+    suites = [suite_named(name, settings.family) for name in names]
+    runs = in_order([run for suite in suites for run in suite.runs])
+    sources = Sources(out.absolute(), settings)
+    for run in runs:
+        if run.is_trained:
+            apply_overrides(_recipe(run, settings), run.overrides)
+    claim(out, settings)
+    folder = AblateFolder(root=out.absolute())
+    clock = StepClock(out / "steps.json")
+    with clock.step("data"):
+        sources.prepare()
+    records: dict[str, dict[int, dict[str, Any]]] = {run.name: {} for run in runs}
+    for seed in seeds:
+        for run in runs:
+            if run.is_trained:
+                with clock.step(f"train {run.name}, seed {seed}"):
+                    _train(folder, sources, settings, run, seed)
+            with clock.step(f"evaluate {run.name}, seed {seed}"):
+                records[run.name][seed] = _evaluate(folder, sources, run, seed)
+        tables = {suite.name: _result(suite, records, settings) for suite in suites}
+        # After every seed, so that a long ablation shows what it has so far.
+        write_tables(out, tables)
+    stderr.print(f"{len(runs)} runs, {len(seeds)} seeds, {sum(clock.seconds.values()):.0f} s in all", markup=False)
+    return tables
+
+
+def run_config(folder: AblateFolder, sources: Sources, settings: AblateSettings, run: Run, seed: int) -> RunConfig:
+    """The recipe of a row with its overrides, on the data and the start of its seed."""
+    recipe = _recipe(run, settings)
+    data = sources.training_data(run, seed, partial(folder.checkpoint, seed))
+    init = str(folder.checkpoint(seed, run.start)) if run.start else recipe.init
+    return apply_overrides(replace(recipe, data=data, init=init, seed=seed), run.overrides)
+
+
+def _recipe(run: Run, settings: AblateSettings) -> RunConfig:
+    """The recipe with the overrides of the ablation and the row's number of steps."""
+    recipe = apply_overrides(recipe_named(settings.family, run.stage), settings.overrides)
+    steps = recipe.loop.steps
+    if run.steps_of:
+        others = (apply_overrides(recipe_named(settings.family, stage), settings.overrides) for stage in run.steps_of)
+        steps = sum(other.loop.steps for other in others)
+    return replace(recipe, loop=replace(recipe.loop, steps=max(1, round(steps * run.steps_factor))))
+
+
+def _train(folder: AblateFolder, sources: Sources, settings: AblateSettings, run: Run, seed: int) -> None:
+    if not folder.checkpoint(seed, run.name).exists():
+        train_run(run_config(folder, sources, settings, run, seed), folder.training(seed, run.name))
+
+
+def _evaluate(folder: AblateFolder, sources: Sources, run: Run, seed: int) -> dict[str, Any]:
+    checkpoint = folder.checkpoint(seed, run.evaluates or run.name)
+    path, digest = folder.record(seed, run.name), fingerprint(checkpoint)
+    if path.exists():
+        before: dict[str, Any] = json.loads(path.read_text())
+        if before.get("checkpoint_sha256") == digest and before.get("fuse") == list(run.fuse):
+            return before
+    began = time.monotonic()
+    target = sources.evaluation(run)
+    dataset = CocoDataset.load(target.annotations, federated=expects_federated(target.protocol))
+    limits = limits_of(target.protocol, federated=lvis_rules(target.protocol, {"images": []}))
+    detector = Detector.load(checkpoint)
+    fusion = apply_overrides(ScoreFusion(), run.fuse)
+    fused = None if fusion.changes_nothing else fused_detector(detector, dataset.vocabulary, fusion)
+    names = None if detector.names == dataset.vocabulary.names else dataset.vocabulary.names
+
+    def detect(pixels: Sequence[np.ndarray]) -> list[Detections]:
+        if fused is not None:
+            return fused.detect_batch(
+                pixels, score_threshold=limits.score_threshold, max_detections=limits.max_detections
+            )
+        return detector.detect_batch(
+            pixels, names, score_threshold=limits.score_threshold, max_detections=limits.max_detections
+        )
+
+    detections = predict(detect, dataset, target.images, BATCH)
+    record = {
+        **evaluate(target.annotations, detections, target.protocol),
+        "checkpoint": str(checkpoint.relative_to(folder.root)),
+        "checkpoint_sha256": digest,
+        "stage": run.stage or run.evaluates,
+        "fuse": list(run.fuse),
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 2),
+        "leaks": summary_for(
+            # The classes that training must not have seen are those of its own data set.
+            str(checkpoint),
+            sources.evaluation(replace(run, data="default")).annotations,
+            strict=run.labels == "strict",
+        ),
+    }
+    write_results(folder.predictions(seed, run.name), detections)
+    write_results(path, record)
+    return record
+
+
+def _result(
+    suite: Suite, records: Mapping[str, Mapping[int, Mapping[str, Any]]], settings: AblateSettings
+) -> SuiteResult:
+    mask = settings.family == "lvis"
+    rows = {
+        run.name: {
+            seed: {k: v for k, v in record["ap" if mask else "ap50"].items() if v is not None}
+            for seed, record in records[run.name].items()
+        }
+        for run in suite.runs
+    }
+    verdicts = {
+        run.name: next((str(r["leaks"]["verdict"]) for r in records[run.name].values()), "not audited")
+        for run in suite.runs
+    }
+    return summarise(suite, rows, verdicts, metric="AP" if mask else "AP50", settings=to_json(settings))

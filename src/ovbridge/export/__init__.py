@@ -1,0 +1,1 @@
+"""A trained detector as one ONNX file whose vocabulary is an input."""

@@ -1,0 +1,119 @@
+"""Fine-tuning that is anchored: what the open vocabulary rests on stays, and only the region head adapts.
+
+Frozen: backbone, proposal network, box regression, and the projection into the text encoder's space. The region trunk
+learns the new classes while region-based distillation (Eq. 1 and 2 of arXiv 2207.03482) on the same images holds its
+embeddings to the image encoder's. The new classes' rows of the text bank learn too, from where their names put them.
+Since everything below the trunk is frozen, it is computed once an image.
+Legend: K classes, D embedding, B images.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovbridge.detector import TwoStageDetector
+from ovbridge.detector.detector import EncodedImages
+from ovbridge.detector.rpn import BoxProposals
+from ovbridge.structures import BoxLabels, TrainingImage
+from ovbridge.training.objectives import LossWeights, region_losses, sample_batch
+from ovbridge.training.prefetch import Batch
+
+FROZEN = ("backbone", "rpn", "roi_head.projection", "roi_head.box_regressor")
+"""What an anchored fine-tuning does not touch."""
+REMEMBERED_BYTES = 2_000_000_000
+"""Feature maps kept in memory; beyond it they are computed again."""
+
+
+class NewRows(nn.Module):
+    """Learnable text rows of some classes, on top of a detector's fixed text bank."""
+
+    def __init__(self, text_KD: Tensor, columns: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("columns", torch.tensor(columns, dtype=torch.int64), persistent=False)
+        self.rows = nn.Parameter(text_KD[list(columns)].clone())
+
+    def forward(self, text_KD: Tensor) -> Tensor:
+        """The whole bank [K, D] of unit rows, with gradient to the learnable ones."""
+        assert isinstance(self.columns, Tensor)
+        return text_KD.detach().index_copy(0, self.columns, F.normalize(self.rows, dim=1))
+
+
+class FineTunedDetector(nn.Module):
+    """A detector and the rows that learn with it: what the training loop drives."""
+
+    def __init__(self, detector: TwoStageDetector, columns: Sequence[int]) -> None:
+        super().__init__()
+        self.detector = detector
+        self.new_rows = NewRows(detector.roi_head.classifier.text_KD, columns)
+
+    def apply_rows(self, *, learning: bool) -> None:
+        """Put the learnable rows into the detector's text bank; with their gradient if `learning`."""
+        classifier = self.detector.roi_head.classifier
+        text_KD = self.new_rows(classifier.text_KD)
+        classifier.text_KD = text_KD if learning else text_KD.detach()
+
+
+class AnchoredLosses:
+    """Classification of the user's classes and distillation, on proposals of the frozen part."""
+
+    def __init__(self, *, weights: LossWeights, trained_columns_K: Tensor, padded_hw: tuple[int, int]) -> None:
+        self._weights, self._columns_K, self._padded_hw = weights, trained_columns_K, padded_hw
+        self._kept: dict[int, tuple[list[Tensor], BoxProposals]] = {}
+        self._kept_bytes = 0
+
+    def __call__(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Losses of a batch of boxed images, see `training.objectives.region_losses`."""
+        assert isinstance(model, FineTunedDetector)
+        model.apply_rows(learning=True)
+        detector = model.detector
+        found = [self._frozen_part(detector, image) for image in batch.images]
+        features = [torch.cat(level) for level in zip(*(maps for maps, _ in found), strict=True)]
+        sizes = [(int(image.pixels.shape[1]), int(image.pixels.shape[2])) for image in batch.images]
+        labels = [_labels(image, detector.device) for image in batch.images]
+        sampled = sample_batch(detector, [proposals for _, proposals in found], labels, generator=generator)
+        losses = region_losses(
+            detector,
+            EncodedImages(features=features, sizes=sizes),
+            sampled,
+            batch.images,
+            labels,
+            weights=self._weights,
+            columns_K=self._columns_K.to(detector.device),
+        )
+        # The tensor with the graph must not outlive the step.
+        model.detector.roi_head.classifier.text_KD = model.detector.roi_head.classifier.text_KD.detach()
+        return losses
+
+    @torch.no_grad()
+    def _frozen_part(self, detector: TwoStageDetector, image: TrainingImage) -> tuple[list[Tensor], BoxProposals]:
+        key = zlib.crc32(image.pixels.numpy().tobytes())
+        if key in self._kept:
+            return self._kept[key]
+        encoded = detector.encode([image.pixels], self._padded_hw)
+        limits = detector.config.rpn
+        (proposals,) = detector.rpn.select(
+            detector.rpn(encoded.features), encoded.sizes, pre_nms=limits.pre_nms_train, post_nms=limits.post_nms_train
+        )
+        size = sum(level.numel() * level.element_size() for level in encoded.features)
+        if self._kept_bytes + size <= REMEMBERED_BYTES:
+            self._kept[key] = encoded.features, proposals
+            self._kept_bytes += size
+        return encoded.features, proposals
+
+
+@torch.no_grad()
+def interpolate(model: nn.Module, start: dict[str, Tensor], share: float) -> None:
+    """WiSE-FT (arXiv 2109.01903): weights become `(1 - share) * start + share * tuned`, in place."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.lerp(start[name].to(value.device), value, share))
+
+
+def _labels(image: TrainingImage, device: torch.device) -> BoxLabels:
+    assert image.boxes is not None
+    return BoxLabels(boxes_xyxy=image.boxes.boxes_xyxy.to(device), class_ids=image.boxes.class_ids.to(device))

@@ -1,0 +1,1 @@
+"""The detector behind HTTP: `ovbridge serve`."""

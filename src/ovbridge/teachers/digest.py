@@ -1,0 +1,17 @@
+"""A hash of weights, so that labels can say exactly which teacher made them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def state_digest(model: nn.Module) -> str:
+    """sha256 over the names and values of every parameter and persistent buffer."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,195 @@
+"""Fine-tuning on a handful of pictures: what may change does, what may not stays bit for bit, forgetting is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+import ovbridge.finetune.run
+import ovbridge.inference.detector
+from ovbridge.cli.main import run as command_line
+from ovbridge.detector import DetectorMetadata, build_detector, read_metadata, save_detector, world_r18_fpn
+from ovbridge.finetune.anchored import FROZEN, interpolate
+from ovbridge.finetune.run import FinetuneConfig, ForgettingError, Holdout, finetune
+from ovbridge.label_store import LabelledImage, LabelStore, Manifest
+from ovbridge.structures import RegionTargets
+from ovbridge.vocabulary import TextBank
+
+OLD = ("mug", "kite", "sofa")
+TEXT = "roi_head.classifier.text_KD"
+
+
+class Encoder:
+    """Old names as stored, any other a row of its own."""
+
+    def embed_names(self, names: Any, templates: Any) -> TextBank:
+        rows = torch.stack([torch.eye(8)[OLD.index(n)] if n in OLD else torch.eye(8)[5] + 0.1 for n in names])
+        return TextBank(names=tuple(names), embeddings_KD=rows, encoder="test")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """detector.safetensors, photos/, mine.json (a new class "harp" with id 7, and "kite") and old.json."""
+    config = world_r18_fpn(embedding_dim=8, channels=(8, 8, 8, 8), out_stages=(3, 4))
+    model = build_detector(config, torch.eye(8)[:3])
+    records = tuple(
+        {"name": n, "role": r, "category_id": i}
+        for i, (n, r) in enumerate(zip(OLD, ("base", "base", "novel"), strict=True), 1)
+    )
+    metadata = DetectorMetadata(stage="rkd", vocabulary=records, text_encoder="test", extra={"test_size": [48, 80]})
+    save_detector(tmp_path / "detector.safetensors", model, metadata)
+    rng, photos = np.random.default_rng(0), tmp_path / "photos"
+    photos.mkdir()
+    images = []
+    for i in range(4):
+        height, width = ((48, 64), (64, 48))[i % 2]
+        Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(photos / f"{i}.png")
+        images.append({"id": i + 1, "file_name": f"{i}.png", "height": height, "width": width})
+    boxes = [{"id": i + 1, "image_id": i + 1, "category_id": (7, 9)[i % 2], "bbox": [5, 5, 30, 30]} for i in range(4)]
+    mine = {
+        "images": images,
+        "annotations": boxes,
+        "categories": [{"id": 7, "name": "harp"}, {"id": 9, "name": "kite"}],
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    old = [{"id": i + 1, "name": n, "role": records[i]["role"]} for i, n in enumerate(OLD)] + [
+        {"id": 4, "name": "harp", "role": "base"}
+    ]
+    boxes = [{**b, "category_id": 1 + i % 4, "area": 900, "iscrowd": 0} for i, b in enumerate(boxes)]
+    (tmp_path / "old.json").write_text(json.dumps({"images": images, "annotations": boxes, "categories": old}))
+    monkeypatch.setattr(ovbridge.inference.detector, "_named_encoder", lambda name, wanted: Encoder())
+    monkeypatch.setattr(ovbridge.finetune.run, "_label", _label)
+    return tmp_path
+
+
+def _label(classes: Any, images: Path, store: Path, config: FinetuneConfig) -> None:
+    manifest = Manifest(
+        table="regions", encoder="test", encoder_digest="0", embedding_dim=8, crop_rule="tight", proposer="truth",
+        proposer_digest="0", proposer_trained_on="truth", queries=("all",), selection={},
+    )  # fmt: skip
+    targets = RegionTargets(
+        boxes_xyxy=torch.tensor([[4.0, 4, 40, 40]]), embeddings=torch.ones(1, 8), scores=torch.ones(1)
+    )
+    keys = [image["file_name"] for image in classes.payload["images"]]
+    LabelStore.create_or_open(store, manifest).append(
+        "regions", [LabelledImage(image_key=k, labels=targets) for k in keys]
+    )
+
+
+def _run(folder: Path, out: str, holdout: Holdout | None = None, **settings: Any) -> dict[str, Any]:
+    config = FinetuneConfig(**{"steps": 3, "batch": 2, **settings})
+    return finetune(
+        folder / "detector.safetensors",
+        folder / "mine.json",
+        folder / "photos",
+        folder / out,
+        config=config,
+        holdout=holdout,
+    )
+
+
+def test_only_the_trunk_and_the_given_rows_learn(folder: Path) -> None:
+    figures = _run(folder, "out")
+    assert (figures["new_classes"], figures["classes"]) == (["harp"], ["harp", "kite"])
+    before, after = load_file(folder / "detector.safetensors"), load_file(folder / "out" / "detector.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if name != TEXT and not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("roi_head.trunk.") for name in changed)
+    assert not any(name.startswith(FROZEN) for name in changed)
+    assert after[TEXT].shape == (4, 8)
+    assert torch.equal(before[TEXT][[0, 2]], after[TEXT][[0, 2]])  # mug and sofa were not in the user's file
+    assert not torch.equal(before[TEXT][1], after[TEXT][1])
+    torch.testing.assert_close(after[TEXT].norm(dim=1), torch.ones(4))
+    _, metadata = read_metadata(folder / "out" / "detector.safetensors")
+    assert metadata.names == (*OLD, "harp")
+    assert [record["role"] for record in metadata.vocabulary] == ["base", "base", "novel", "base"]
+    losses = [json.loads(line)["losses"] for line in (folder / "out" / "log.jsonl").read_text().splitlines()]
+    assert set(losses[-1]) == {"classification", "rkd_l1", "rkd_relation"}
+
+
+def test_interpolation_lies_between_and_zero_is_the_checkpoint(folder: Path) -> None:
+    _run(folder, "none", wise=0.0)
+    before, after = load_file(folder / "detector.safetensors"), load_file(folder / "none" / "detector.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before if name != TEXT)
+    layer = nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(3.0)
+    interpolate(layer, {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}, 0.25)
+    assert layer.weight.item() == 1.5
+
+
+def test_naive_changes_everything_and_has_no_distillation(folder: Path) -> None:
+    _run(folder, "naive", naive=True)
+    before, after = load_file(folder / "detector.safetensors"), load_file(folder / "naive" / "detector.safetensors")
+    for part in ("backbone.", "rpn.", "roi_head.projection.", "roi_head.box_regressor."):
+        assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith(part)), part
+    assert not (folder / "naive" / "labels").exists()
+
+
+def test_forgetting_more_than_allowed_fails_and_keeps_the_detector_aside(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ap = iter([50.0, 46.5] * 2)
+
+    def fake(model: object, metadata: DetectorMetadata, **settings: Any) -> dict[str, Any]:
+        assert metadata.names == (*OLD, "harp")
+        held = next(ap)
+        per_class = {n: {"ap50": 10.0, "role": "base"} for n in ("mug", "kite")}
+        return {
+            "per_class": {**per_class, "sofa": {"ap50": held, "role": "novel"}, "harp": {"ap50": 3.0, "role": "base"}}
+        }
+
+    monkeypatch.setattr(ovbridge.finetune.run, "evaluate_model", fake)
+    held = Holdout(annotations=folder / "old.json", images=folder / "photos", max_drop=2)
+    with pytest.raises(ForgettingError, match=r"fell by 3\.5 points \(50\.0 to 46\.5\), allowed are 2"):
+        _run(folder, "out", held)
+    assert not (folder / "out" / "detector.safetensors").exists()
+    record = json.loads((folder / "out" / "finetune.json").read_text())
+    assert record["before"] == {
+        "held_out": 50.0, "held_out_classes": 1, "base": 10.0, "mine": 6.5, "per_class": {"kite": 10.0, "harp": 3.0},
+    }  # fmt: skip
+    words = ["train", "finetune", "--data", "mine.json", "--images", "photos", "--checkpoint", "detector.safetensors"]
+    words = [str(folder / word) if (folder / word).exists() else word for word in words]
+    held_words = ["--holdout", str(folder / "old.json"), "--holdout-images", str(folder / "photos"), "--steps", "1"]
+    out = ["--out", str(folder / "cli")]
+    assert command_line([*words, *out, *held_words, "--max-drop", "2"]) == 2
+    assert "error: held-out AP50 fell by 3.5 points" in capsys.readouterr().err
+
+
+def test_held_out_figures_come_from_the_detector(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = Holdout(annotations=folder / "old.json", images=folder / "photos", max_drop=100)
+    figures = _run(folder, "out", held, steps=1)
+    assert set(figures["after"]["per_class"]) == {"kite", "harp"}
+    assert figures["after"]["held_out_classes"] == 1
+    assert (folder / "out" / "detector.safetensors").exists()
+    again = _run(folder, "out", held, steps=1)  # the same call goes on where it ended
+    assert again["after"] == figures["after"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--max-drop", "2"], "--max-drop needs --holdout"),
+        (["--holdout", "old.json"], "go together"),
+        (["--data", "none.json"], "none.json does not exist"),
+        (["--wise", "2"], "share between 0"),
+    ],
+)
+def test_mistakes_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], says: str
+) -> None:
+    monkeypatch.chdir(folder)
+    given = ["--data", "mine.json", "--images", "photos", "--checkpoint", "detector.safetensors", "--out", "out"]
+    assert command_line(["train", "finetune", *given, *words]) == 2
+    captured = capsys.readouterr().err
+    assert says in captured
+    assert "Traceback" not in captured

@@ -1,0 +1,92 @@
+"""Options that change how a model computes but not what, runs of earlier versions, and the best detector of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ovbridge.validation
+from ovbridge.config_tree import apply_overrides, to_json
+from ovbridge.detector import DetectorMetadata, build_detector, load_detector, world_r18_fpn
+from ovbridge.errors import ConfigError
+from ovbridge.recipes import recipe_named
+from ovbridge.run_config import RunConfig
+from ovbridge.train_preparation import prepare_model
+from ovbridge.train_run import with_new_fields
+from ovbridge.training.ranks import Peers
+from ovbridge.validation import Validation, ValidationConfig
+
+
+def _config(stage: str, *overrides: str) -> RunConfig:
+    detector = world_r18_fpn(embedding_dim=8, channels=(8, 8, 8, 8))
+    return apply_overrides(replace(recipe_named("world", stage), detector=detector), overrides)
+
+
+def test_checkpointed_activations_give_the_same_gradients_and_names() -> None:
+    config = _config("rkd", "loop.checkpoint_activations=true")
+    gradients = []
+    for prepared in (False, True):
+        model = build_detector(config.detector, torch.eye(8)[:2])
+        names = list(model.state_dict())
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+        if prepared:
+            prepare_model(model, config, Peers())
+            assert list(model.state_dict()) == names
+        features = model.encode([torch.full((3, 64, 64), 100, dtype=torch.uint8)]).features
+        torch.stack([level.square().mean() for level in features]).sum().backward()
+        gradients.append([p.grad for p in model.backbone.parameters()])
+    assert all(torch.equal(left, right) for left, right in zip(*gradients, strict=True) if left is not None)
+
+
+def test_checkpointed_activations_are_refused_where_batch_norm_trains() -> None:
+    config = _config("base", "loop.checkpoint_activations=true", "stage.batch_norm=train")
+    with pytest.raises(ConfigError, match="count batch statistics twice"):
+        prepare_model(build_detector(config.detector, torch.eye(8)[:2]), config, Peers())
+
+
+def test_a_record_of_an_earlier_version_gets_the_new_settings() -> None:
+    config = _config("base")
+    record: dict[str, Any] = {"config": to_json(config), "version": "0"}
+    old = json.loads(json.dumps(record))
+    del old["config"]["validation"]
+    del old["config"]["loop"]["accumulate"]
+    assert with_new_fields(old) == json.loads(json.dumps(record))
+    del old["config"]["loop"]["steps"]  # has no default: left as it is, and refused later
+    assert with_new_fields(old) == old
+
+
+def test_the_best_detector_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("val", "val.json"):
+        (tmp_path / name).mkdir()
+    model = build_detector(_config("base").detector, torch.eye(8)[:2])
+    records = tuple({"name": n, "role": "base", "category_id": i} for i, n in enumerate("ab"))
+    metadata = DetectorMetadata(stage="base", vocabulary=records, text_encoder="test")
+    values = iter([10.0, 30.0, 20.0])
+    monkeypatch.setattr(
+        ovbridge.validation, "evaluate_model", lambda *a, **k: {"ap50": {"all": next(values), "novel": None}, "ap": {}}
+    )
+    back: list[bool] = []
+    config = ValidationConfig(images="val", annotations="val.json")
+    validation = Validation(config, tmp_path, tmp_path, model, metadata, back_to_training=lambda: back.append(True))
+    bias = model.rpn.objectness.bias
+    assert bias is not None
+    for step in (1, 2, 3):
+        with torch.no_grad():
+            bias.fill_(step)
+        assert set(validation(step)) == {"ap50.all"}
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert (best["step"], best["value"]) == (2, 30.0)
+    kept, _ = load_detector(tmp_path / "best.safetensors")
+    assert float(kept.rpn.objectness.bias.detach()[0]) == 2.0  # type: ignore[index]
+    assert len(back) == 3
+    with pytest.raises(ConfigError, match=r"validation\.images .*nowhere does not exist"):
+        Validation(
+            replace(config, images="nowhere"), tmp_path, tmp_path, model, metadata, back_to_training=lambda: None
+        )
