@@ -21,6 +21,7 @@ help:
 setup: $(STAMP)
 
 # uv is asked first because it is several times faster; pip reads the same lock where uv cannot reach an index.
+# Compiled now, as pip does by itself: importing torch from source text takes every process ten seconds.
 $(STAMP): requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or newer" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -29,7 +30,7 @@ $(STAMP): requirements.lock
 	  echo "error: $(PYTHON) cannot make a virtual environment: install it with 'apt install python3-venv'" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet $(UV)
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock \
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock \
 	  || $(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e . \
 	  || $(BIN)/python -m pip install --quiet --no-deps -e .
