@@ -75,6 +75,7 @@ def main() -> None:
             holdout=Holdout(annotations=held, images=world / "val2017"),
         )
         seconds, used = time.monotonic() - began, time.process_time() - cpu
+        figures.pop("detector")  # a path of this machine
         runs[name] = {**figures, "seconds": round(seconds, 1), "cpu_seconds": round(used, 1)}
         print(name, json.dumps({k: figures[k] for k in ("before", "after")}), flush=True)
     record = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +62,18 @@ class RayEngine:
                 num_cpus=cores,
             )
             for row in results.iter_rows():
-                yield from pickle.loads(row["outcomes"])
+                yield from row["outcomes"].outcomes
         except OVBridgeError:
             raise
         except Exception as error:
             raise _plain(error) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parcel:
+    """One object to Ray Data, which takes lists apart into columns; Ray carries it as it carries all objects."""
+
+    outcomes: tuple[Outcome, ...]
 
 
 class _UnitLabeller:
@@ -82,8 +88,7 @@ class _UnitLabeller:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         keys = [str(key) for key in row["image_keys"]]
         outcomes = label_in_order(keys, self._root, self._labeller, self._read_image, self._settings)
-        # As bytes: what Arrow would make of a list of records is not for us to know. They come from our own worker.
-        return {"outcomes": pickle.dumps(list(outcomes))}
+        return {"outcomes": _Parcel(outcomes=tuple(outcomes))}
 
 
 def connect(config: RayConfig) -> Any:

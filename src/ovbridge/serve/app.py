@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -52,22 +53,23 @@ class Service:
         self.engine, self.search, self.limits = engine, search, engine.limits
         self.metrics, self.load = Metrics(), Load()
         self.budget = BodyBudget(self.limits)
-        self._decoding = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+        self._decoding = ThreadPoolExecutor(DECODE_THREADS, "decode", initializer=_one_torch_thread)
         # One thread: text towers and stores gain nothing from several, and must not keep the decoders waiting.
-        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._encoding = ThreadPoolExecutor(1, "encode", initializer=_one_torch_thread)
         self.batcher: MicroBatcher[DetectJob, Detections] = MicroBatcher(
             self._run,
             lambda job: engine.batch_key(job),
             max_batch=max_batch,
             max_waiting=self.limits.requests,
             workers=default_workers(engine.detector.model.device) if workers is None else workers,
+            on_start=engine.enter_worker,
             on_batch=self.metrics.batch_size.observe,
         )
         self.ready = False
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Run the model once, then answer /readyz with 200."""
-        self.engine.warm_up()
+        await self.batcher.submit(self.engine.first_job())
         self._encoding.submit(self.engine.preload_encoder)
         self.ready = True
 
@@ -106,12 +108,17 @@ class Service:
             raise unprocessable("cannot_do", " ".join(str(error).split())[:500]) from None
 
 
+def _one_torch_thread() -> None:
+    """Of the calling thread alone: see `Engine.enter_worker`."""
+    torch.set_num_threads(1)
+
+
 def create_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     """The application around a service; with `api_key`, /v1 wants it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.get_running_loop().run_in_executor(None, service.start)
+        await service.start()
         yield
         await asyncio.get_running_loop().run_in_executor(None, service.close)
 

@@ -1,7 +1,8 @@
 """Joins requests that wait at the same time into one pass of the model.
 
 A free worker takes the oldest job at once, with whatever waiting jobs fit it: nobody waits for company, and under
-load the queue itself makes the batches.
+load the queue itself makes the batches. The first worker leads: the others take jobs only while it is busy, so that a
+request alone always meets the same, warm thread.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class MicroBatcher(Generic[J, R]):
         max_batch: most jobs in a batch.
         max_waiting: most jobs in the queue; beyond it `submit` refuses (429).
         workers: threads.
+        on_start: told, in each thread, its number; 0 leads.
         on_batch: told the size of each batch.
     """
 
@@ -47,14 +49,18 @@ class MicroBatcher(Generic[J, R]):
         max_batch: int = 8,
         max_waiting: int = 64,
         workers: int = 1,
+        on_start: Callable[[int], None] = lambda number: None,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self._run, self._key, self._on_batch = run, key, on_batch
+        self._run, self._key, self._on_start, self._on_batch = run, key, on_start, on_batch
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._queue: deque[_Waiting[J, R]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._threads = [threading.Thread(target=self._work, name=f"model-{i}", daemon=True) for i in range(workers)]
+        self._lead_busy = False
+        self._threads = [
+            threading.Thread(target=self._work, args=(i,), name=f"model-{i}", daemon=True) for i in range(workers)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -82,7 +88,7 @@ class MicroBatcher(Generic[J, R]):
             if len(self._queue) >= self._max_waiting:
                 raise busy(429, f"{len(self._queue)} pictures are waiting already: try again in a moment")
             self._queue.append(waiting)
-            self._changed.notify()
+            self._changed.notify_all()
         return await future
 
     def close(self) -> None:
@@ -93,21 +99,31 @@ class MicroBatcher(Generic[J, R]):
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
-        while batch := self._take():
+    def _work(self, number: int) -> None:
+        self._on_start(number)
+        while batch := self._take(number):
             self._on_batch(len(batch))
             self._finish(batch)
 
-    def _take(self) -> list[_Waiting[J, R]]:
+    def _take(self, number: int) -> list[_Waiting[J, R]]:
         """The oldest job and those that fit it; empty when there will be no more."""
+        leads = number == 0
         with self._changed:
+            if leads:
+                self._lead_busy = False
             while True:
-                # A job can be cancelled at any moment, so what is taken decides, not what was waiting.
-                batch = self._fitting()
-                if batch or (self._stopping and not self._queue):
-                    return batch
-                if not self._queue:
-                    self._changed.wait()
+                if leads or self._lead_busy:
+                    # A job can be cancelled at any moment, so what is taken decides, not what was waiting.
+                    batch = self._fitting()
+                    if leads and batch:
+                        self._lead_busy = True
+                        self._changed.notify_all()
+                    if batch:
+                        return batch
+                if self._stopping and not self._queue:
+                    self._changed.notify_all()
+                    return []
+                self._changed.wait()
 
     def _fitting(self) -> list[_Waiting[J, R]]:
         batch: list[_Waiting[J, R]] = []

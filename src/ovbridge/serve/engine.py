@@ -69,7 +69,8 @@ class Engine:
         self.detector, self.encoder, self.limits, self.checkpoint = detector, encoder, limits, checkpoint
         self._stored = frozenset(detector.names)
         self._text_lock = threading.Lock()
-        self._thread_budget = torch.get_num_threads()
+        self._all_threads = torch.get_num_threads()
+        self._mine = threading.local()
         self._busy = 0
         self._busy_lock = threading.Lock()
 
@@ -86,10 +87,19 @@ class Engine:
         detector = Detector(detector.model, detector.metadata, device=detector.model.device, text_encoder=encoder)
         return cls(detector, encoder, limits, checkpoint=Path(checkpoint).name)
 
-    def warm_up(self) -> None:
-        """Run once, so that the first request does not pay for what the first run builds."""
+    def first_job(self) -> DetectJob:
+        """A job to run once, so that the first request does not pay for what the first run builds."""
         picture = Picture(small_HW3=self.detector.resize(np.zeros((240, 320, 3), np.uint8)), original_hw=(240, 320))
-        self.run([DetectJob(picture=picture, wanted=self.wanted(None, score_threshold=0.5, max_detections=1))])
+        return DetectJob(picture=picture, wanted=self.wanted(None, score_threshold=0.5, max_detections=1))
+
+    def enter_worker(self, number: int) -> None:
+        """Called in each model thread: the first may use every core while it is alone, the others have one each.
+
+        A thread that never asks for more than one makes no OpenMP team. Idle teams count as well: with more threads
+        than cores, libgomp puts the busy team to sleep between operators, half as fast on two cores.
+        """
+        self._mine.threads = self._all_threads if number == 0 else 1
+        torch.set_num_threads(self._mine.threads)
 
     def preload_encoder(self) -> None:
         """Load the text encoder before anyone asks for a new name; where it cannot be, those who ask hear of it."""
@@ -157,8 +167,7 @@ class Engine:
         ]
         with self._busy_lock:
             self._busy += 1
-            # A request alone may use every core; workers side by side share them.
-            torch.set_num_threads(max(1, self._thread_budget // self._busy))
+            torch.set_num_threads(max(1, min(getattr(self._mine, "threads", 1), self._all_threads // self._busy)))
         try:
             found = model.detect_each(images, searches)
         finally:

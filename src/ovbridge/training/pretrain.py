@@ -9,7 +9,8 @@ Legend: B windows, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -30,6 +31,7 @@ from ovbridge.detector.config import DetectorConfig
 from ovbridge.detector.pooling import batch_rois
 from ovbridge.errors import ConfigError
 from ovbridge.images import read_image
+from ovbridge.training.start import copy_pretrained
 from ovbridge.vocabulary import Role
 
 
@@ -53,6 +55,8 @@ class PretrainConfig:
     """Weight of naming the object from each output stage of the body, beside naming it from its region."""
     seed: int = 0
     """Of initialisation, sampling and augmentation."""
+    init: str = ""
+    """Tensors of an earlier run to start from (safetensors); empty starts anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,8 @@ def pretrain_backbone(detector: DetectorConfig, objects: LabelledObjects, config
     Every output stage of the body gets its own classifier beside the region's, because the pyramid reads every stage.
     """
     model = build_detector(detector, torch.eye(detector.projection.embedding_dim), seed=config.seed)
+    if config.init:
+        copy_pretrained(model, Path(config.init))
     backbone, trunk, pixels = model.backbone, model.roi_head.trunk, detector.pixels
     if not isinstance(backbone, PyramidBackbone) or pixels.order != "rgb":
         raise ConfigError(f"detector {detector.name} has no RGB pyramid backbone to pretrain")
@@ -135,16 +141,13 @@ def pretrain_backbone(detector: DetectorConfig, objects: LabelledObjects, config
         optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.15
     )
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixels.mean, pixels.std))
-    rng = np.random.default_rng(config.seed)
     backbone.to(memory_format=torch.channels_last).train()
     accuracy = 0.0
     with Ticker("pretrain backbone", config.steps) as tick:
-        for _ in range(config.steps):
-            chosen = rng.integers(len(objects.owners), size=config.batch_size)
-            windows, boxes = zip(*(objects.window(int(i), config.window, rng) for i in chosen), strict=True)
-            batch = torch.from_numpy(np.stack(windows)).permute(0, 3, 1, 2).float() * float(rng.uniform(0.85, 1.15))
-            rois = batch_rois(list(torch.from_numpy(np.stack(boxes)).float()[:, None]))
-            class_ids_B = torch.from_numpy(objects.class_ids[chosen])
+        for windows, boxes, class_ids in _drawn_ahead(objects, config):
+            batch = torch.from_numpy(windows).permute(0, 3, 1, 2).float()
+            rois = batch_rois(list(torch.from_numpy(boxes)[:, None]))
+            class_ids_B = torch.from_numpy(class_ids)
             staged = backbone.body((batch - mean) / std)
             described = [*(feature.mean(dim=(2, 3)) for feature in staged), trunk(backbone.merge(staged), rois)]
             logits = [head(x) for head, x in zip(heads, described, strict=True)]
@@ -164,12 +167,33 @@ def pretrain_backbone(detector: DetectorConfig, objects: LabelledObjects, config
     }
 
 
+def _drawn_ahead(objects: LabelledObjects, config: PretrainConfig) -> Iterator[tuple[np.ndarray, ...]]:
+    """Windows [B, side, side, 3], their boxes [B, 4] and class ids [B] of every step, each drawn during the one before.
+
+    The thread holds no tensors: a second OpenMP team would put the training thread's to sleep.
+    """
+    rng = np.random.default_rng(config.seed)
+
+    def draw() -> tuple[np.ndarray, ...]:
+        chosen = rng.integers(len(objects.owners), size=config.batch_size)
+        windows, boxes = zip(*(objects.window(int(i), config.window, rng) for i in chosen), strict=True)
+        brightness = rng.uniform(0.85, 1.15)
+        return np.stack(windows) * np.float32(brightness), np.stack(boxes).astype(np.float32), objects.class_ids[chosen]
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        following = thread.submit(draw)
+        for _ in range(config.steps):
+            drawn, following = following.result(), thread.submit(draw)
+            yield drawn
+
+
 def backbone(
     data: Path,
     out: Path,
     split: str = "train2017",
     exclude_roles: Annotated[tuple[Role, ...], tyro.conf.arg(metavar="ROLE ...")] = ("novel",),
     steps: int = PretrainConfig.steps,
+    init: str = "",
     seed: int = 0,
 ) -> None:
     """Pretrain the small detector's backbone to name single objects of a COCO-format folder.
@@ -182,11 +206,12 @@ def backbone(
         split: which images to train on.
         exclude_roles: objects of these roles are not shown.
         steps: optimiser steps.
+        init: a file that this command wrote before, to go on from.
         seed: of initialisation, sampling and augmentation.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already: give another --out or delete it")
-    config = PretrainConfig(steps=steps, seed=seed)
+    config = PretrainConfig(steps=steps, seed=seed, init=init)
     objects = LabelledObjects.load(
         data / "annotations" / f"instances_{split}.json", data / split, config.short_side, exclude_roles
     )

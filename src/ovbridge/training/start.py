@@ -89,11 +89,19 @@ def _load_pretrained(model: TwoStageDetector, stage: Stage, init: Path | None) -
         left = f", no place for {len(loaded.unused)} ({loaded.unused[0]}, ...)" if loaded.unused else ""
         stderr.print(f"{loaded.used} pretrained tensors from {init}{left}", markup=False)
         return
+    stderr.print(f"{copy_pretrained(model, init)} pretrained tensors from {init}", markup=False)
+
+
+def copy_pretrained(model: TwoStageDetector, source: Path) -> int:
+    """Copy the backbone and the region trunk out of a safetensors file that names them as a detector of ours does.
+
+    Returns how many tensors fitted; raises CheckpointError for another kind of file and where none fits.
+    """
     try:
-        tensors = load_file(init)
+        tensors = load_file(source)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{init} is not a safetensors file ({error}): convert it with 'ovbridge convert'"
+            f"{source} is not a safetensors file ({error}): convert it with 'ovbridge convert'"
         ) from None
     here = model.state_dict()
     fitting = {
@@ -102,7 +110,9 @@ def _load_pretrained(model: TwoStageDetector, stage: Stage, init: Path | None) -
         if name.startswith(_PRETRAINED) and name in here and here[name].shape == value.shape
     }
     if not fitting:
-        raise CheckpointError(f"{init} holds no tensor of this backbone (such as {next(iter(here))}): convert it first")
+        raise CheckpointError(
+            f"{source} holds no tensor of this backbone (such as {next(iter(here))}): convert it first"
+        )
     with torch.no_grad():
         model.load_state_dict(fitting, strict=False)
-    stderr.print(f"{len(fitting)} pretrained tensors from {init}", markup=False)
+    return len(fitting)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import sys
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def test_a_worker_does_with_its_units_what_one_machine_does(image_root: Path, pr
     worker = _UnitLabeller(lambda: labeller, str(image_root), read_image, settings)
     found = []
     for start in range(0, 12, 5):
-        found += pickle.loads(worker({"image_keys": keys[start : start + 5]})["outcomes"])
+        found += worker({"image_keys": keys[start : start + 5]})["outcomes"].outcomes
     expected = list(label_in_order(keys, image_root, labeller, read_image, settings))
     assert [o.image_key for o in found] == [o.image_key for o in expected]
     for mine, theirs in zip(found, expected, strict=True):

@@ -112,3 +112,39 @@ def test_close_finishes_what_is_queued_and_refuses_more() -> None:
 
     assert asyncio.run(close_while_queued()) == [2, 4, 6]
     assert not batcher.alive
+
+
+def test_the_first_worker_serves_whoever_comes_alone() -> None:
+    started: list[tuple[int, str]] = []
+    ran_on: list[str] = []
+
+    def run(jobs: Sequence[int]) -> list[int]:
+        ran_on.append(threading.current_thread().name)
+        return list(jobs)
+
+    async def one_after_another(batcher: MicroBatcher[int, int]) -> list[int]:
+        return [await batcher.submit(job) for job in range(30)]
+
+    batcher = MicroBatcher(
+        run, lambda job: 0, workers=3, on_start=lambda n: started.append((n, threading.current_thread().name))
+    )
+    assert asyncio.run(one_after_another(batcher)) == list(range(30))
+    batcher.close()
+    lead = dict(started)[0]
+    assert sorted(number for number, _ in started) == [0, 1, 2]
+    assert set(ran_on) == {lead}
+
+
+def test_the_others_help_while_the_first_is_busy() -> None:
+    together = threading.Barrier(3, timeout=10)  # Broken, and so an error, unless three workers run at once.
+
+    def run(jobs: Sequence[int]) -> list[int]:
+        together.wait()
+        return list(jobs)
+
+    async def three_at_once(batcher: MicroBatcher[int, int]) -> list[int]:
+        return await asyncio.gather(*(batcher.submit(job) for job in range(3)))
+
+    batcher = MicroBatcher(run, lambda job: 0, max_batch=1, workers=3)
+    assert asyncio.run(three_at_once(batcher)) == [0, 1, 2]
+    batcher.close()

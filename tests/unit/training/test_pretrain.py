@@ -81,3 +81,15 @@ def test_equal_seeds_give_equal_weights_and_a_detector_starts_from_them(world: P
     )
     for name in ("backbone.body.stem.weight", "backbone.output.0.weight", "roi_head.trunk.layers.0.weight"):
         torch.testing.assert_close(model.state_dict()[name], first[name].float())
+
+
+def test_it_goes_on_from_an_earlier_file(world: Path, tmp_path: Path) -> None:
+    objects, config = load(world), world_r18_fpn(embedding_dim=16)
+    first = pretrain_backbone(config, objects, TINY)
+    save_file(first, tmp_path / "first.safetensors")
+    still = replace(TINY, steps=1, learning_rate=0.0, init=str(tmp_path / "first.safetensors"))
+    again = pretrain_backbone(config, objects, still)
+    weights = [name for name in first if name.endswith(".weight")]
+    assert len(weights) > 10
+    for name in weights:
+        torch.testing.assert_close(again[name], first[name])
