@@ -45,6 +45,8 @@ class LabellingPlan:
     crop_rule: CropRule = "tight"
     threshold: float = CAPTION_THRESHOLD
     """Score from which a PIS box counts."""
+    size_weight: float = 0.0
+    """How much a larger PIS box is preferred."""
 
     def build(self) -> Labeller:
         """Load the teachers; raises what they raise."""
@@ -56,6 +58,7 @@ class LabellingPlan:
                 proposer=proposer,
                 names_of=self.names_of,
                 threshold=self.threshold,
+                size_weight=self.size_weight,
                 paper_exact=self.selection.paper_exact,
             )
         if not self.regions:

@@ -13,6 +13,7 @@ from ovbridge import __version__
 from ovbridge.config_tree import from_json, to_json
 from ovbridge.console import stderr
 from ovbridge.detector import DetectorMetadata, TwoStageDetector, save_detector
+from ovbridge.detector.checkpoint_file import backbone_trained_on
 from ovbridge.errors import ConfigError
 from ovbridge.run_config import FREE_FIELDS, RunConfig
 from ovbridge.train_preparation import loss_function, prepare_model, print_memory_line
@@ -167,6 +168,7 @@ def _metadata(config: RunConfig, inputs: TrainingInputs) -> DetectorMetadata:
             "seed": config.seed,
             "steps": config.loop.steps,
             "teachers": inputs.origins(),
+            "backbone_trained_on": backbone_trained_on(Path(config.init)) if config.init else "",
         },
     )
 

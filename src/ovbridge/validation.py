@@ -112,11 +112,10 @@ def evaluate_model(
     federated = is_federated(protocol)
     dataset = CocoDataset.load(annotations, federated=federated)
     detector = Detector(model, metadata, device=model.device)
-    # By name, so that another order of classes cannot shift the columns.
-    names = None if detector.names == dataset.vocabulary.names else dataset.vocabulary.names
+    asked = detector.queries_for(dataset.vocabulary.names)
     threshold, limit = (1e-4, LVIS_DETECTIONS) if federated else (0.05, COCO_DETECTIONS)
     results = predict(
-        lambda pixels: detector.detect_batch(pixels, names, score_threshold=threshold, max_detections=limit),
+        lambda pixels: detector.detect_batch(pixels, asked, score_threshold=threshold, max_detections=limit),
         dataset,
         images,
         batch,

@@ -18,7 +18,7 @@ import numpy as np
 from ovbridge.ablate.page import write_tables
 from ovbridge.ablate.settings import AblateSettings, claim
 from ovbridge.ablate.sources import Sources
-from ovbridge.ablate.suite import Run, Suite, in_order
+from ovbridge.ablate.suite import Run, Suite, in_order, with_rows
 from ovbridge.ablate.suites import suite_named
 from ovbridge.ablate.table import SuiteResult, summarise
 from ovbridge.audit.run import summary_for
@@ -26,6 +26,7 @@ from ovbridge.config_tree import apply_overrides, to_json
 from ovbridge.console import stderr
 from ovbridge.data.coco import CocoDataset
 from ovbridge.demo.clock import StepClock
+from ovbridge.errors import ConfigError
 from ovbridge.evaluation.protocols import evaluate, expects_federated, limits_of, lvis_rules
 from ovbridge.evaluation.results_file import write_results
 from ovbridge.evaluation.run import predict
@@ -66,13 +67,18 @@ class AblateFolder:
 
 
 def run_suites(
-    out: Path, names: Sequence[str], seeds: Sequence[int], settings: AblateSettings
+    out: Path, names: Sequence[str], seeds: Sequence[int], settings: AblateSettings, *, rows: Sequence[str] = ()
 ) -> dict[str, SuiteResult]:
     """Run every suite for every seed into `out`; returns the tables by suite.
 
-    Raises ConfigError where `out` holds another ablation or a suite needs data that were not given.
+    With `rows`, only those and what they build on. Raises ConfigError where `out` holds another ablation, a suite needs
+    data that were not given, or no suite has a row.
     """
-    suites = [suite_named(name, settings.family) for name in names]
+    whole = [suite_named(name, settings.family) for name in names]
+    known = {run.name for suite in whole for run in suite.runs}
+    if unknown := [row for row in rows if row not in known]:
+        raise ConfigError(f"no suite asked for has a row {unknown[0]!r}: see ovbridge ablate --list")
+    suites = [suite for suite in (with_rows(suite, rows) for suite in whole) if suite.runs]
     runs = in_order([run for suite in suites for run in suite.runs])
     sources = Sources(out.absolute(), settings)
     for run in runs:
@@ -135,7 +141,7 @@ def _evaluate(folder: AblateFolder, sources: Sources, run: Run, seed: int) -> di
     detector = Detector.load(checkpoint)
     fusion = apply_overrides(ScoreFusion(), run.fuse)
     fused = None if fusion.changes_nothing else fused_detector(detector, dataset.vocabulary, fusion)
-    names = None if detector.names == dataset.vocabulary.names else dataset.vocabulary.names
+    asked = detector.queries_for(dataset.vocabulary.names)
 
     def detect(pixels: Sequence[np.ndarray]) -> list[Detections]:
         if fused is not None:
@@ -143,7 +149,7 @@ def _evaluate(folder: AblateFolder, sources: Sources, run: Run, seed: int) -> di
                 pixels, score_threshold=limits.score_threshold, max_detections=limits.max_detections
             )
         return detector.detect_batch(
-            pixels, names, score_threshold=limits.score_threshold, max_detections=limits.max_detections
+            pixels, asked, score_threshold=limits.score_threshold, max_detections=limits.max_detections
         )
 
     detections = predict(detect, dataset, target.images, BATCH)

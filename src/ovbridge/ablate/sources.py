@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,10 +14,9 @@ from ovbridge.ablate.self_training import LOWEST_SCORE, DetectorProposer
 from ovbridge.ablate.settings import AblateSettings
 from ovbridge.ablate.strict_world import write_strict_labels
 from ovbridge.ablate.suite import LABELLED_BY, Labels, Run
-from ovbridge.console import Ticker
 from ovbridge.data.coco import CocoDataset
 from ovbridge.data.image_labels import load_tagged_images
-from ovbridge.data.ovd_files import TRAIN_FILE, VAL_FILE, write_coco_ovd
+from ovbridge.data.ovd_files import TRAIN_FILE, VAL_FILE
 from ovbridge.data.strict_files import LABELS_FILE
 from ovbridge.data.strict_files import TRAIN_FILE as STRICT_TRAIN_FILE
 from ovbridge.errors import ConfigError
@@ -30,12 +28,12 @@ from ovbridge.labeling.labellers import Labeller, RegionLabeller, TagLabeller
 from ovbridge.labeling.run import label_images
 from ovbridge.labeling.sources import default_threshold, names_by_image
 from ovbridge.recipes import recipe_named
+from ovbridge.recipes.world import TAG_SIZE_WEIGHT
 from ovbridge.teachers.clip import load_clip
 from ovbridge.teachers.largest_box import LargestBoxProposer
 from ovbridge.teachers.protocol import AnyProposer, StoredProposer
 from ovbridge.training.inputs import DataConfig
-from ovbridge.world.nouns import NOUNS
-from ovbridge.world.write import write_world
+from ovbridge.world_data import paint_ovd_world
 
 _VAL = {
     "coco": (f"annotations/{VAL_FILE}", "val2017"),
@@ -71,18 +69,13 @@ class Sources:
         if not self._is_world:
             return
         world = self._settings.world
-        labelled = sum(noun.role != "unused" for noun in NOUNS) * world.image_labels_per_class
-        with Ticker("paint", world.train_images + world.val_images + labelled) as tick:
-            write_world(
-                self.world,
-                train=world.train_images,
-                val=world.val_images,
-                seed=world.seed,
-                image_labels_per_class=world.image_labels_per_class,
-                on_image=tick,
-                workers=min(os.cpu_count() or 1, 8),
-            )
-        write_coco_ovd(self.world / "annotations", self.world / "annotations")
+        paint_ovd_world(
+            self.world,
+            train=world.train_images,
+            val=world.val_images,
+            image_labels_per_class=world.image_labels_per_class,
+            seed=world.seed,
+        )
         self._label(self._out / "labels", self._data("default"), regions=True, tags=True)
 
     def training_data(self, run: Run, seed: int, checkpoint_of: Callable[[str], Path]) -> DataConfig:
@@ -216,6 +209,11 @@ class Sources:
             label(
                 data.label_images,
                 list(names_of),
-                TagLabeller(proposer=teacher, names_of=names_of, threshold=threshold),
+                TagLabeller(
+                    proposer=teacher,
+                    names_of=names_of,
+                    threshold=threshold,
+                    size_weight=TAG_SIZE_WEIGHT if self._is_world and not largest else 0.0,
+                ),
             )
         done.touch()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ovbridge.errors import ConfigError
@@ -83,6 +83,32 @@ class Suite:
         return next(run for run in self.runs if run.name == name)
 
 
+def with_rows(suite: Suite, rows: Sequence[str]) -> Suite:
+    """The suite with these rows alone and those that they start from or evaluate; all of them if `rows` is empty."""
+    if not rows:
+        return suite
+    kept: set[str] = set()
+
+    def keep(name: str) -> None:
+        run = next((run for run in suite.runs if run.name == name), None)
+        if run is not None and name not in kept:
+            kept.add(name)
+            for before in _needs(run):
+                keep(before)
+
+    for name in rows:
+        keep(name)
+    return replace(
+        suite,
+        runs=tuple(run for run in suite.runs if run.name in kept),
+        orders=tuple(order for order in suite.orders if {order.lower, order.higher} <= kept),
+    )
+
+
+def _needs(run: Run) -> list[str]:
+    return [name for name in (run.start, run.evaluates, LABELLED_BY.get(run.labels, "")) if name]
+
+
 def in_order(runs: Sequence[Run]) -> list[Run]:
     """Each run once, after the one it starts from or evaluates; raises ConfigError for a start that is not there."""
     by_name: dict[str, Run] = {}
@@ -92,8 +118,7 @@ def in_order(runs: Sequence[Run]) -> list[Run]:
     ordered: list[Run] = []
 
     def add(run: Run) -> None:
-        before = [name for name in (run.start, run.evaluates, LABELLED_BY.get(run.labels, "")) if name]
-        for name in before:
+        for name in _needs(run):
             if name not in by_name:
                 raise ConfigError(f"run {run.name!r} needs {name!r}, which is in none of the suites")
             if by_name[name] not in ordered:

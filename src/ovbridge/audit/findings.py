@@ -17,6 +17,7 @@ Channel = Literal[
     "pseudo boxes",
     "queries",
     "proposer",
+    "backbone",
     "vocabulary",
     "text bank",
 ]

@@ -188,6 +188,16 @@ def proposer_findings(name: str, trained_on: str, novel: NovelNames, where: obje
         yield from finding("proposer", "leak", where, [(f"{name} was trained on {why}: {trained_on}", named)])
 
 
+def backbone_findings(trained_on: str, novel: NovelNames, where: object) -> Iterator[Finding]:
+    """What a pretrained backbone was taught to name, by its own declaration.
+
+    Labels of single objects are image labels: they make a vocabulary known, as ImageNet weights do, and leak no box.
+    """
+    if "novel names included" in trained_on:
+        hit = (f"its pretraining named novel objects: {trained_on}", tuple(novel.names))
+        yield from finding("backbone", "known vocabulary", where, [hit])
+
+
 def _texts(payload: Mapping[str, Any], novel: NovelNames, *, captions: bool) -> Iterator[_Hit]:
     """Words in image and annotation records; `captions`: annotations without a box (a captions file) count too."""
     for kind in ("images", "annotations"):

@@ -46,6 +46,8 @@ class TrainingSources:
     """(name, role) of the classes of training, where no annotation file is at hand."""
     declared: tuple[tuple[str, str], ...] = ()
     """(proposer, what it was trained on) where no store can be asked."""
+    backbone: str = ""
+    """What the backbone was pretrained on, as its file declares."""
     notes: tuple[str, ...] = ()
 
     def paths(self) -> list[str]:
@@ -101,6 +103,7 @@ def _findings(sources: TrainingSources, novel: NovelNames, *, strict: bool) -> I
         yield from _store(sources.store, novel, tags=sources.store_tags, strict=strict)
     for name, trained_on in sources.declared:
         yield from leaks.proposer_findings(name, trained_on, novel, "the checkpoint")
+    yield from leaks.backbone_findings(sources.backbone, novel, "the backbone that training starts from")
 
 
 def _store(path: Path, novel: NovelNames, *, tags: bool, strict: bool) -> Iterator[Finding]:
@@ -169,6 +172,8 @@ def run_sources(record: Path) -> list[TrainingSources]:
     labelled, distilled = bool(stage.get("image_labels")), bool(stage.get("region_distillation"))
     columns = tuple(str(c["name"]) for c in content.get("inputs", {}).get("vocabulary", ()))
     boxes = root / data["annotations"]
+    before = Path(config.get("init") or "")
+    earlier = run_sources(before.parent / RUN_RECORD) if before.name and (before.parent / RUN_RECORD).is_file() else []
     own = TrainingSources(
         boxes=boxes,
         labels=(root / data["label_annotations"],) if labelled and data.get("label_annotations") else (),
@@ -177,9 +182,8 @@ def run_sources(record: Path) -> list[TrainingSources]:
         store_tags=labelled,
         columns=columns if labelled else (),
         target=_target_near(boxes),
+        backbone=_pretraining(before) if before.name and not earlier else "",
     )
-    before = Path(config.get("init") or "")
-    earlier = run_sources(before.parent / RUN_RECORD) if before.name and (before.parent / RUN_RECORD).is_file() else []
     return [*earlier, own]
 
 
@@ -196,7 +200,21 @@ def checkpoint_sources(path: Path) -> list[TrainingSources]:
     note = f"{path} lies beside no run record: only what it says of its teachers was looked at"
     columns = metadata.names if "pis" in metadata.stage else ()
     vocabulary = tuple((str(c["name"]), str(c["role"])) for c in metadata.vocabulary)
-    return [TrainingSources(columns=columns, vocabulary=vocabulary, declared=declared, notes=(note,))]
+    return [
+        TrainingSources(
+            columns=columns,
+            vocabulary=vocabulary,
+            declared=declared,
+            backbone=str(metadata.extra.get("backbone_trained_on", "")),
+            notes=(note,),
+        )
+    ]
+
+
+def _pretraining(weights: Path) -> str:
+    from ovbridge.detector.checkpoint_file import backbone_trained_on
+
+    return backbone_trained_on(weights)
 
 
 def summary_for(checkpoint: str, target: Path, *, strict: bool = False) -> dict[str, Any]:

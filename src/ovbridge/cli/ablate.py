@@ -30,6 +30,7 @@ def ablate(
     *,
     out: Path | None = None,
     seeds: tuple[int, ...] = (0, 1, 2),
+    rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW ...")] = (),
     family: Literal["world", "coco", "lvis"] = "world",
     train_images: int = 1200,
     val_images: int = 300,
@@ -56,6 +57,7 @@ def ablate(
         suites: components, rkd, ils, transfer, controls, strict, cross, beyond; or all.
         out: Folder for the runs and tables. More suites and seeds may be added to it later.
         seeds: Of training; the tables show mean and spread over them.
+        rows: Only these rows of the suites (see --list) and those that they build on.
         family: Whose recipes: the built-in world's, or at full scale OV-COCO's or OV-LVIS's.
         train_images: Scenes of the built-in world to train on.
         val_images: Scenes to evaluate on.
@@ -111,7 +113,7 @@ def ablate(
         overrides=set,
     )
     names = tuple(SUITES) if "all" in suites else suites
-    tables = run_suites(out, names, tuple(dict.fromkeys(seeds)), settings)
+    tables = run_suites(out, names, tuple(dict.fromkeys(seeds)), settings, rows=rows)
     pictures = None
     if figures:
         from ovbridge.ablate.figures import draw_figures

@@ -134,7 +134,6 @@ def _detect(
     from ovbridge.evaluation.protocols import expects_federated, limits_of, loosest
     from ovbridge.evaluation.run import predict
     from ovbridge.inference import Detector
-    from ovbridge.inference.queries import Query
     from ovbridge.rescoring.config import ScoreFusion
 
     if batch < 1:
@@ -165,9 +164,7 @@ def _detect(
             return fused.detect_batch(pixels, score_threshold=wide.score_threshold, max_detections=wide.max_detections)
 
     else:
-        # By name, so that another order of classes in the checkpoint cannot shift the columns.
-        # As queries, because a class may be called "on|off" or "pH=7".
-        asked = None if detector.names == names else [Query(name=name, words=(name,)) for name in names]
+        asked = detector.queries_for(names)
 
         def detect(pixels: Any) -> Any:
             return detector.detect_batch(

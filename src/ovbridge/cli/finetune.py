@@ -23,7 +23,7 @@ def finetune(
     *,
     data: Path,
     images: Path,
-    checkpoint: Path,
+    checkpoint: str = "builtin",
     out: Path,
     holdout: Path | None = None,
     holdout_images: Path | None = None,
@@ -45,7 +45,7 @@ def finetune(
     Args:
         data: Your boxes: COCO-format JSON, any classes, a few images.
         images: Folder of your images.
-        checkpoint: Detector to start from.
+        checkpoint: Detector to start from: a file, a run's folder, hf://owner/name, or builtin.
         out: Folder of the run; ends in detector.safetensors and finetune.json.
         holdout: COCO-format JSON with boxes of the old vocabulary, to see what is forgotten.
         holdout_images: Folder of its images.
@@ -64,12 +64,13 @@ def finetune(
     """
     from ovbridge.finetune.run import FinetuneConfig, Holdout, print_figures
     from ovbridge.finetune.run import finetune as tune
+    from ovbridge.inference.sources import checkpoint_path
 
     if (holdout is None) != (holdout_images is None):
         raise ConfigError("--holdout and --holdout-images go together: the JSON and the folder of its images")
     if max_drop is not None and holdout is None:
         raise ConfigError("--max-drop needs --holdout JSON and --holdout-images DIR to measure on")
-    for option, path in (("--data", data), ("--images", images), ("--checkpoint", checkpoint)):
+    for option, path in (("--data", data), ("--images", images)):
         if not path.exists():
             raise ConfigError(f"{option} {path} does not exist")
     held = None
@@ -79,6 +80,6 @@ def finetune(
         steps=steps, batch=batch, learning_rate=learning_rate, trunk_learning_rate=trunk_learning_rate, wise=wise,
         naive=naive, distillation=distillation, proposer=proposer, clip=clip, seed=seed,
     )  # fmt: skip
-    figures = tune(checkpoint, data, images, out, config=config, holdout=held)
+    figures = tune(checkpoint_path(checkpoint), data, images, out, config=config, holdout=held)
     print_figures(figures)
     print(json_format.dumps(figures) if json else figures["detector"])

@@ -126,6 +126,7 @@ def tags(
     store: Path,
     proposer: str = "builtin",
     threshold: float | None = None,
+    size_weight: float = 0.0,
     names_from: Path | None = None,
     rule: Literal["words", "paper"] = "words",
     paper_exact: bool = False,
@@ -151,6 +152,7 @@ def tags(
         store: Label store to write to; made if need be.
         proposer: As for 'label regions'; it must know names, so no rpn.
         threshold: Boxes scored higher are kept; by default 0.95 for captions, 0 for labels, as in the paper.
+        size_weight: Rank boxes by score * area^this; 0 as in the paper. 0.3 suits pictures of one thing.
         names_from: Annotation file with the categories to look for; by default the file itself or its instances twin.
         rule: How captions name classes: by words with plurals and synonyms, or the paper's substring rule.
         paper_exact: Whole-pixel boxes, not clipped to the image.
@@ -176,6 +178,7 @@ def tags(
         names_of=names_of,
         selection=SelectionConfig(paper_exact=paper_exact),
         threshold=usual_threshold if threshold is None else threshold,
+        size_weight=size_weight,
     )
     _label(plan, store, images, list(names_of), settings, _Where(engine, ray_address, teachers), json)
 
@@ -190,6 +193,7 @@ def regions_and_tags(
     crop_rule: CropRuleName = "tight",
     top_k: int = 5,
     threshold: float | None = None,
+    size_weight: float = 0.0,
     names_from: Path | None = None,
     rule: Literal["words", "paper"] = "words",
     paper_exact: bool = False,
@@ -219,6 +223,7 @@ def regions_and_tags(
         crop_rule: What CLIP sees of a box, as for 'label regions'.
         top_k: Regions kept per image.
         threshold: Tag boxes scored higher are kept; by default 0.95 for captions, 0 for labels, as in the paper.
+        size_weight: Rank boxes by score * area^this; 0 as in the paper. 0.3 suits pictures of one thing.
         names_from: Annotation file with the categories to look for; by default the file itself or its instances twin.
         rule: How captions name classes: by words with plurals and synonyms, or the paper's substring rule.
         paper_exact: Whole-pixel boxes, not clipped to the image, and the old NMS convention.
@@ -248,6 +253,7 @@ def regions_and_tags(
         selection=SelectionConfig(top_k=top_k, paper_exact=paper_exact),
         crop_rule=crop_rule,
         threshold=usual_threshold if threshold is None else threshold,
+        size_weight=size_weight,
     )
     _label(plan, store, images, keys, settings, _Where(engine, ray_address, teachers), json)
 

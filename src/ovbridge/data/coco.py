@@ -103,7 +103,7 @@ def _coco_image(
     xyxy = xyxy.clip(0, [width, height, width, height])
     if with_masks:
         for annotation in annotations:
-            fault = segmentation_fault(annotation.get("segmentation"))
+            fault = segmentation_fault(annotation.get("segmentation"), height, width)
             if fault:
                 raise DataError(f"{source}: annotation {annotation['id']} has no usable segmentation: {fault}")
     file_name = image_file_name(record)

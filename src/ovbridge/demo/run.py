@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -12,10 +11,9 @@ from typing import Any
 
 from ovbridge.audit.run import summary_for
 from ovbridge.config_tree import apply_overrides
-from ovbridge.console import Ticker
 from ovbridge.data.coco import CocoDataset
 from ovbridge.data.image_labels import load_tagged_images
-from ovbridge.data.ovd_files import TRAIN_FILE, VAL_FILE, write_coco_ovd
+from ovbridge.data.ovd_files import TRAIN_FILE, VAL_FILE
 from ovbridge.demo.clock import StepClock
 from ovbridge.demo.settings import DemoSettings, claim_folder, with_prerequisites
 from ovbridge.evaluation.protocols import COCO_DETECTIONS, evaluate
@@ -28,6 +26,7 @@ from ovbridge.labeling.labellers import JointLabeller, RegionLabeller, TagLabell
 from ovbridge.labeling.run import label_images
 from ovbridge.labeling.sources import names_by_image
 from ovbridge.recipes import recipe_named
+from ovbridge.recipes.world import TAG_SIZE_WEIGHT
 from ovbridge.report.paper import stage_title
 from ovbridge.run_config import RunConfig
 from ovbridge.teachers.clip import ClipTeacher, load_clip
@@ -36,8 +35,7 @@ from ovbridge.teachers.protocol import Proposer
 from ovbridge.train_run import train_run
 from ovbridge.training.inputs import fingerprint
 from ovbridge.training.stages import STAGES
-from ovbridge.world.nouns import NOUNS
-from ovbridge.world.write import write_world
+from ovbridge.world_data import paint_ovd_world
 
 EVALUATION_BATCH = 8
 SCORE_THRESHOLD = 0.05
@@ -130,7 +128,13 @@ def run_demo(out: Path, settings: DemoSettings, *, teachers: Teachers | None = N
     folder = DemoFolder(root=out.resolve())
     clock = StepClock(folder.root / "steps.json")
     with clock.step("build the world"):
-        _build_world(folder, settings)
+        paint_ovd_world(
+            folder.world,
+            train=settings.train_images,
+            val=settings.val_images,
+            image_labels_per_class=settings.image_labels_per_class,
+            seed=settings.seed,
+        )
     with clock.step("label"):
         _label(folder, teachers)
     records: dict[str, dict[str, Any]] = {}
@@ -183,21 +187,6 @@ def stage_config(folder: DemoFolder, settings: DemoSettings, stage: str) -> RunC
     )
 
 
-def _build_world(folder: DemoFolder, settings: DemoSettings) -> None:
-    labelled = sum(noun.role != "unused" for noun in NOUNS) * settings.image_labels_per_class
-    with Ticker("paint", settings.train_images + settings.val_images + labelled) as tick:
-        write_world(
-            folder.world,
-            train=settings.train_images,
-            val=settings.val_images,
-            seed=settings.seed,
-            image_labels_per_class=settings.image_labels_per_class,
-            on_image=tick,
-            workers=min(os.cpu_count() or 1, 8),
-        )
-    write_coco_ovd(folder.annotations, folder.annotations)
-
-
 def _label(folder: DemoFolder, teachers: Teachers) -> None:
     coco = CocoDataset.load(folder.train_annotations)
     tagged = load_tagged_images(folder.label_annotations, vocabulary=coco.vocabulary)
@@ -209,7 +198,7 @@ def _label(folder: DemoFolder, teachers: Teachers) -> None:
     label_images(folder.store, folder.world / "train2017", boxed, regions, read_image=read_image)
     names_of = names_by_image(tagged)
     # People sorted these pictures into folders, so every label has a box, however unsure (threshold 0, paper §4).
-    tags = TagLabeller(proposer=teachers.proposer, names_of=names_of, threshold=0.0)
+    tags = TagLabeller(proposer=teachers.proposer, names_of=names_of, threshold=0.0, size_weight=TAG_SIZE_WEIGHT)
     both = JointLabeller(regions=regions, tags=tags)
     label_images(folder.store, label_folder, list(names_of), both, read_image=read_image)
 

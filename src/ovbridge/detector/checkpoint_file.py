@@ -98,6 +98,21 @@ def read_metadata(path: Path) -> tuple[DetectorConfig, DetectorMetadata]:
     return config, metadata
 
 
+def backbone_trained_on(path: Path) -> str:
+    """What the backbone in a file learnt before any box, as the file declares; "" where it does not say.
+
+    Reads files of `ovbridge train backbone` and detectors that started from them.
+    """
+    try:
+        with _open(path) as file:
+            texts = file.metadata() or {}
+        if FORMAT not in texts:
+            return str(texts.get("trained_on", ""))
+        return str(read_metadata(path)[1].extra.get("backbone_trained_on", ""))
+    except CheckpointError:
+        return ""
+
+
 def load_detector(path: Path) -> tuple[TwoStageDetector, DetectorMetadata]:
     """The detector in `path`, on the CPU in evaluation mode, with what the file says of itself.
 

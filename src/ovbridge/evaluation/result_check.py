@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ovbridge.data.annotation_check import read_json
+from ovbridge.data.masks import segmentation_fault
 from ovbridge.errors import DataError
 
 
@@ -60,6 +61,9 @@ def _fault(result: Any, images: set[int], categories: set[int], iou_type: str) -
     missing = [key for key in ("image_id", "category_id", "score", shape_key) if key not in result]
     if missing:
         return f"has no {missing[0]!r}"
+    for key in ("image_id", "category_id"):
+        if not isinstance(result[key], int | str):
+            return f"has {key} {result[key]!r}: an id is needed"
     if result["image_id"] not in images:
         return f"is of image {result['image_id']!r}, which the annotation file does not have"
     if result["category_id"] not in categories:
@@ -74,6 +78,10 @@ def _fault(result: Any, images: set[int], categories: set[int], iou_type: str) -
             )
         if bbox[2] < 0 or bbox[3] < 0:
             return f"(image {result['image_id']}) has bbox {bbox!r}: negative width or height (is it xyxy?)"
+    if iou_type == "segm":
+        fault = segmentation_fault(result["segmentation"])
+        if fault:
+            return f"(image {result['image_id']}) has no usable segmentation: {fault}"
     return None
 
 

@@ -19,7 +19,7 @@ from ovbridge.errors import ConfigError, OVBridgeError
 from ovbridge.finetune.anchored import FROZEN, AnchoredLosses, FineTunedDetector, interpolate
 from ovbridge.finetune.classes import UserClasses, merge_classes, metadata_of, write_annotations
 from ovbridge.images import resized_size
-from ovbridge.inference import PAPER_SIZE, Detector
+from ovbridge.inference import PAPER_SIZE, Detector, TextEncoder
 from ovbridge.training.batches import BatchConfig, build_batches
 from ovbridge.training.inputs import DataConfig, TrainingInputs, fingerprint, open_inputs
 from ovbridge.training.loop import LoopConfig, LossFunction, TrainingParts, train
@@ -103,7 +103,7 @@ def finetune(
         "inputs": {"checkpoint": fingerprint(checkpoint), "annotations": fingerprint(annotations)},
     }
     with claimed_run(out, record, may_differ=frozenset({"version"})):
-        classes = merge_classes(Detector.load(checkpoint, "cpu"), annotations)
+        classes = merge_classes(Detector.load(checkpoint, "cpu", text_encoder=_text_encoder(config)), annotations)
         inputs, data = _open(classes, annotations, images, out, config, checkpoint)
         model, before = load_detector(checkpoint)
         model = model.to(default_device())
@@ -142,9 +142,18 @@ def _open(
         _label(classes, images, store, config)
     data = DataConfig(
         images=str(images.absolute()), annotations=str(merged.absolute()), text_bank=str(bank.absolute()),
-        store=str(store.absolute()), root="", cache_in_memory=False,
+        store=str(store.absolute()), root="", novel_boxes=True,
     )  # fmt: skip
     return open_inputs(data, _stage(config), with_masks=False), data
+
+
+def _text_encoder(config: FinetuneConfig) -> TextEncoder | None:
+    """The one given, for names that the checkpoint does not store; None leaves it to the checkpoint to name it."""
+    if not config.clip:
+        return None
+    from ovbridge.teachers.clip import load_clip
+
+    return load_clip(config.clip, default_device())
 
 
 def _stage(config: FinetuneConfig) -> Stage:

@@ -169,6 +169,14 @@ class Detector:
         ]
         return merge_tiles(parts, tiles, _size(pixels), max_detections=max_detections)
 
+    def queries_for(self, names: Sequence[str]) -> list[Query] | None:
+        """What to ask for to get a data set's classes in its own order; None where the checkpoint has them so.
+
+        By name, so that another order of classes cannot shift the columns, and as queries, because a class may be
+        called "on|off" or "pH=7".
+        """
+        return None if self.names == tuple(names) else [Query(name=name, words=(name,)) for name in names]
+
     def detect_batch(
         self,
         images: Sequence[ImageLike],

@@ -102,8 +102,14 @@ class TagLabeller:
     """Image key → the names known to be in the image."""
     threshold: float = CAPTION_THRESHOLD
     """A box is kept if its score is above this."""
+    size_weight: float = 0.0
+    """How much a larger box is preferred: see `best_box`."""
     paper_exact: bool = False
     """Boxes truncated to whole pixels and not clipped to the image, as in the released scripts."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.size_weight <= 10.0:
+            raise ConfigError(f"size weight {self.size_weight} is outside 0 to 10: 0 ranks boxes by score alone")
 
     @property
     def manifests(self) -> tuple[Manifest]:
@@ -115,7 +121,9 @@ class TagLabeller:
                 proposer_digest=self.proposer.digest,
                 proposer_trained_on=self.proposer.trained_on,
                 queries=(class_query("{}"),),
-                selection={"threshold": self.threshold, "paper_exact": self.paper_exact},
+                selection={"threshold": self.threshold, "paper_exact": self.paper_exact}
+                # Stores of before this setting go on.
+                | ({"size_weight": self.size_weight} if self.size_weight else {}),
             ),
         )
 
@@ -146,7 +154,14 @@ class TagLabeller:
 
     def _keep(self, names: Sequence[str], found: Sequence[Proposals], height: int, width: int) -> NamedBoxes:
         best = [
-            best_box(proposals, height, width, threshold=self.threshold, paper_exact=self.paper_exact)
+            best_box(
+                proposals,
+                height,
+                width,
+                threshold=self.threshold,
+                size_weight=self.size_weight,
+                paper_exact=self.paper_exact,
+            )
             for proposals in found
         ]
         kept = [(name, *box_and_score) for name, box_and_score in zip(names, best, strict=True) if box_and_score]

@@ -79,13 +79,22 @@ def class_agnostic(per_query: Sequence[Proposals], height: int, width: int, conf
 
 
 def best_box(
-    found: Proposals, height: int, width: int, *, threshold: float, paper_exact: bool = False
+    found: Proposals, height: int, width: int, *, threshold: float, size_weight: float = 0.0, paper_exact: bool = False
 ) -> tuple[Tensor, float] | None:
-    """The best box [4] of one "every <name>" query and its score; None unless the score is above `threshold`."""
-    candidates = _best(usable(found, height, width, paper_exact=paper_exact), 1)
-    if not len(candidates) or float(candidates.scores[0]) <= threshold:
+    """The best box [4] of one "every <name>" query and its score; None unless the score is above `threshold`.
+
+    Boxes are ranked by score * (share of the image's area)^`size_weight`. 0 is the paper's rule. Above it, a whole
+    wins over its parts, which a proposer that never heard the name scores alike: between the score and "max-size"
+    (Table 7 of version 1 of arXiv 2207.03482).
+    """
+    candidates = usable(found, height, width, paper_exact=paper_exact)
+    sides = (candidates.boxes_xyxy[:, 2:] - candidates.boxes_xyxy[:, :2]).clamp(min=0)
+    rank = candidates.scores * (sides.prod(dim=1) / (height * width)).pow(size_weight)
+    if not len(rank):
         return None
-    return candidates.boxes_xyxy[0], float(candidates.scores[0])
+    best = int(torch.sort(rank, descending=True, stable=True).indices[0])
+    score = float(candidates.scores[best])
+    return (candidates.boxes_xyxy[best], score) if score > threshold else None
 
 
 def _best(found: Proposals, count: int) -> Proposals:

@@ -23,7 +23,13 @@ EMBEDDING_DIM = 64
 """Width of the built-in CLIP; the text bank has the last word."""
 
 BUILTIN_BACKBONE = Path(__file__).parent / "weights" / "world_backbone.safetensors"
-"""A backbone that learnt to name single objects, novel ones left out: what ImageNet weights are to the full size."""
+"""What ImageNet weights are to the full size: names and boxes of base and unused nouns of another world, and single
+pictures of novel ones with their label, as ImageNet shows most of COCO's novel classes. It says so in its metadata."""
+
+
+TAG_SIZE_WEIGHT = 0.3
+"""In pictures with one label, the whole thing is preferred to its parts: the leak-free proposer cannot tell by name.
+On a tuning world: novel things boxed right 54 → 73 %, base ones 76 → 77 %."""
 
 
 def world_base() -> RunConfig:
@@ -46,21 +52,10 @@ def world_base() -> RunConfig:
             cache_in_memory=True,
         ),
         batches=BatchConfig(det=16, cls=64, ratio=(1.0, 4.0), det_transform=boxed, cls_transform=labelled),
-        optim=OptimConfig(
-            optimizer="adamw",
-            learning_rate=1e-3,
-            trunk_factor=0.4,
-            weight_decay=0.02,
-            schedule="cosine",
-            warmup_steps=20,
-            warmup_factor=0.01,
-            clip_norm=5.0,
-            decay_norms_and_biases=False,
-            keep_zero_gradients=False,
-        ),
+        optim=_optim(1e-3, trunk_factor=0.4),
         # The mean over D elements shrinks with 1/sqrt(D) for unit rows: 15 at 512 is about 40 at 64. So short a run
-        # hardly learns to refine boxes at the official weight.
-        losses=LossWeights(rkd_l1=40.0, rkd_relation=1.0, box=2.0),
+        # hardly learns to refine boxes at the official weight, nor pseudo boxes at the paper's alpha of 0.1.
+        losses=LossWeights(rkd_l1=40.0, rkd_relation=1.0, box=2.0, image_label=0.2),
         test_size=(128, 214),
         init=str(BUILTIN_BACKBONE),
     )
@@ -94,8 +89,24 @@ def _at(stage: Stage) -> RunConfig:
         stage=stage,
         detector=_detector(transfer=stage.projection == "transfer"),
         loop=replace(base.loop, steps=360 if stage.image_labels else 170),
-        optim=replace(base.optim, learning_rate=6e-4, trunk_factor=1.0),
+        # The heads have few steps to turn towards CLIP and the pseudo boxes; the trunk's rate is 6e-4 in both.
+        optim=_optim(1.5e-3, trunk_factor=0.4) if stage.image_labels else _optim(2e-3, trunk_factor=0.3),
         init="",
+    )
+
+
+def _optim(learning_rate: float, *, trunk_factor: float) -> OptimConfig:
+    return OptimConfig(
+        optimizer="adamw",
+        learning_rate=learning_rate,
+        trunk_factor=trunk_factor,
+        weight_decay=0.02,
+        schedule="cosine",
+        warmup_steps=20,
+        warmup_factor=0.01,
+        clip_norm=5.0,
+        decay_norms_and_biases=False,
+        keep_zero_gradients=False,
     )
 
 
@@ -105,4 +116,6 @@ def _detector(*, transfer: bool) -> DetectorConfig:
         config,
         backbone=replace(config.backbone, freeze_at=2),
         roi=replace(config.roi, foreground_fraction=0.4),
+        # Things of one kind seldom overlap here, and a student of so few steps boxes parts of them too.
+        postprocess=replace(config.postprocess, nms_iou=0.4),
     )

@@ -43,6 +43,8 @@ class DataConfig:
     max_tags: int | None = None
     """At most so many pseudo boxes an image, the first ones; None takes all. The released code: 32 on captions, 1 on
     ImageNet."""
+    novel_boxes: bool = False
+    """Allow human boxes of classes whose role is novel: for upper bounds only, nothing is open-vocabulary then."""
     keep_empty: bool = False
     """Train on images without any box too."""
     cache_in_memory: bool = False
@@ -110,6 +112,8 @@ def open_inputs(data: DataConfig, stage: Stage, *, with_masks: bool) -> Training
     """Open and check everything that `stage` reads; raises an OVBridgeError naming what is missing or wrong."""
     check_paths(data, stage)
     coco = CocoDataset.load(data.at(data.annotations), with_masks=with_masks, federated=None)
+    if not data.novel_boxes:
+        _refuse_novel_boxes(coco, data)
     store = _open_store(data, stage)
     tagged: tuple[TaggedImage, ...] = ()
     if stage.image_labels:
@@ -124,6 +128,18 @@ def open_inputs(data: DataConfig, stage: Stage, *, with_masks: bool) -> Training
         tagged=tagged,
         store=store,
     )
+
+
+def _refuse_novel_boxes(coco: CocoDataset, data: DataConfig) -> None:
+    novel = coco.vocabulary.columns("novel")
+    for image in coco.images:
+        boxed = [k for k in novel if (image.class_ids == k).any()]
+        if boxed:
+            raise ConfigError(
+                f"{data.at(data.annotations)} boxes novel classes (first: {coco.vocabulary.names[boxed[0]]!r} in "
+                f"{image.file_name}): train on the file that 'ovbridge prepare' made of it, or, for an upper bound, "
+                "--set data.novel_boxes=true"
+            )
 
 
 def fingerprint(path: Path) -> str:

@@ -85,10 +85,14 @@ def device_of(ranks: Ranks) -> torch.device:
     device = default_device()
     if device.type != "cuda" or ranks.world_size == 1:
         return device
-    if ranks.local_rank >= torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    if count == 1 and ranks.local_rank > 0 and "SLURM_PROCID" in os.environ:
+        # SLURM with a GPU bound to each task (--gpus-per-task): this process sees its own alone, as number 0.
+        return torch.device("cuda", 0)
+    if ranks.local_rank >= count:
         raise ConfigError(
             f"process {ranks.rank} is number {ranks.local_rank} on this machine, which has "
-            f"{torch.cuda.device_count()} GPUs: start at most one process a GPU (torchrun --nproc-per-node)"
+            f"{count} GPUs: start at most one process a GPU (torchrun --nproc-per-node)"
         )
     torch.cuda.set_device(ranks.local_rank)
     return torch.device("cuda", ranks.local_rank)

@@ -18,7 +18,8 @@ from ovbridge.training.stages import Stage, check_initial_stage, freeze, set_tra
 from ovbridge.vocabulary import TextBank
 
 _TEXT = "roi_head.classifier.text_KD"
-_PRETRAINED = ("backbone.", "roi_head.trunk.")
+PRETRAINED = ("backbone.", "roi_head.trunk.", "roi_head.box_regressor.")
+"""Parts of a detector that may start from a file of pretrained weights."""
 
 
 def starting_detector(
@@ -107,7 +108,7 @@ def copy_pretrained(model: TwoStageDetector, source: Path) -> int:
     fitting = {
         name: value
         for name, value in tensors.items()
-        if name.startswith(_PRETRAINED) and name in here and here[name].shape == value.shape
+        if name.startswith(PRETRAINED) and name in here and here[name].shape == value.shape
     }
     if not fitting:
         raise CheckpointError(

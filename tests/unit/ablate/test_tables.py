@@ -4,7 +4,7 @@ import pytest
 
 from ovbridge.ablate.second_world import other_names
 from ovbridge.ablate.settings import AblateSettings, claim
-from ovbridge.ablate.suite import Order, Run, Suite, in_order
+from ovbridge.ablate.suite import Order, Run, Suite, in_order, with_rows
 from ovbridge.ablate.suites import SUITES, suite_named
 from ovbridge.ablate.table import Figure, html_table, judge, markdown, summarise
 from ovbridge.config_tree import apply_overrides
@@ -109,3 +109,14 @@ def test_a_folder_belongs_to_one_ablation(tmp_path):
 def test_the_second_world_has_other_names():
     names = other_names([("mug", ("mug", "cup")), ("cup board", ("cupboard",)), ("bat", ("stick",)), ("stick", ())])
     assert names == {"mug": "cup", "cup board": "cupboard", "bat": "bat", "stick": "stick"}
+
+
+def test_chosen_rows_bring_what_they_build_on() -> None:
+    suite = suite_named("components", "world")
+    assert with_rows(suite, ()) == suite
+    chosen = with_rows(suite, ["rkd_pis_wt"])
+    assert [run.name for run in chosen.runs] == ["base", "rkd", "rkd_pis_wt"]
+    assert {name for order in chosen.orders for name in (order.lower, order.higher)} <= {"base", "rkd", "rkd_pis_wt"}
+    assert chosen.orders
+    assert with_rows(suite_named("rkd", "world"), ["rkd_pis_wt"]).runs == ()
+    assert [r.name for r in with_rows(suite_named("rkd", "world"), ["rkd_rpn_l1"]).runs] == ["base", "rkd_rpn_l1"]

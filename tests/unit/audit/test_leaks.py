@@ -4,6 +4,8 @@ import copy
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ovbridge.audit import leaks
 from ovbridge.audit.findings import Finding, LeakReport
@@ -252,6 +254,26 @@ def test_runs_are_audited_with_what_they_started_from(world):
     boxes = world / "world" / "annotations" / "instances_train2017_base.json"
     boxes.write_text(json.dumps({**BOXES, "categories": TARGET, "annotations": [_box(category_id=3)]}))
     assert audit(world / "pis").verdict == "leak", "through the base stage that it started from"
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ("labels of 9 single objects of teachers/train2017, without novel objects", "clean"),
+        ("labels of 9 single objects of teachers/train2017, all names, novel names included", "known vocabulary"),
+    ],
+)
+def test_what_a_backbone_was_pretrained_on_is_stated(world, said, verdict):
+    weights = world / "backbone.safetensors"
+    save_file({"backbone.x": torch.zeros(1)}, weights, metadata={"trained_on": said})
+    record = json.loads((world / "base" / "config.json").read_text())
+    record["config"]["init"] = str(weights)
+    (world / "base" / "config.json").write_text(json.dumps(record))
+    report = audit(world / "base")
+    assert report.verdict == verdict
+    assert [f.channel for f in report.findings] == ([] if verdict == "clean" else ["backbone"])
+    later = {f.channel for f in audit(world / "pis").findings}
+    assert ("backbone" in later) == (verdict != "clean"), "a later stage inherits what its start declares"
 
 
 def test_what_cannot_be_audited_is_said(world, tmp_path):

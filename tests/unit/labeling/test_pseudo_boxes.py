@@ -68,3 +68,14 @@ def test_best_box_without_area_gives_way_to_the_next() -> None:
     best = best_box(proposals((50, 0, 60, 5, 0.9), (1, 1, 9, 9, 0.75)), 10, 10, threshold=0.5)
     assert best is not None
     assert best[0].tolist() == [1, 1, 9, 9]
+
+
+def test_a_size_weight_prefers_the_whole_to_its_parts() -> None:
+    part, whole = (4, 4, 6, 6, 0.8), (1, 1, 9, 9, 0.6)
+    assert best_box(proposals(part, whole), 10, 10, threshold=0.0)[1] == pytest.approx(0.8)  # type: ignore[index]
+    # 0.8 * 0.04^w against 0.6 * 0.64^w: the whole wins where 16^w > 4 / 3, so above w = 0.104.
+    for weight, expected in ((0.1, 0.8), (0.11, 0.6), (1.0, 0.6)):
+        found = best_box(proposals(part, whole), 10, 10, threshold=0.0, size_weight=weight)
+        assert found is not None
+        assert found[1] == pytest.approx(expected), "the score itself is left as it is"
+    assert best_box(proposals(part, whole), 10, 10, threshold=0.7, size_weight=1.0) is None

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torchvision.ops import box_iou
 
 from ovbridge.detector import world_r18_fpn
 from ovbridge.errors import ConfigError
@@ -34,7 +35,7 @@ def load(world: Path, *exclude: str) -> LabelledObjects:
         world / "annotations" / "instances_train2017.json",
         world / "train2017",
         128,
-        exclude,  # type: ignore[arg-type]
+        exclude_roles=exclude,  # type: ignore[arg-type]
     )
 
 
@@ -49,24 +50,62 @@ def test_excluding_everything_is_refused(world: Path) -> None:
         load(world, "base", "novel", "unused")
 
 
-def test_window_shows_the_object() -> None:
+def one_object(box: list[float], *, is_boxed: bool) -> LabelledObjects:
     scene = np.zeros((100, 150, 3), dtype=np.uint8)
-    scene[40:60, 70:90] = 255
-    objects = LabelledObjects(
+    x1, y1, x2, y2 = (int(v) for v in box)
+    scene[y1:y2, x1:x2] = 255
+    return LabelledObjects(
         pictures=(Image.fromarray(scene),),
         owners=np.array([0]),
-        boxes_xyxy=np.array([[70.0, 40.0, 90.0, 60.0]]),
+        boxes_xyxy=np.array([box]),
         class_ids=np.array([0]),
+        is_boxed=np.array([is_boxed]),
     )
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        window, (x1, y1, x2, y2) = objects.window(0, 64, rng)
-        assert window.shape == (64, 64, 3)
-        assert window.max() == 255
-        rows, columns = np.nonzero(window[:, :, 0] > 127)
-        shown = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-        slack = 2 + 0.13 * (shown[2] - shown[0])
-        np.testing.assert_allclose([x1, y1, x2, y2], shown, atol=slack)
+
+
+def iou(first: np.ndarray, second: np.ndarray) -> float:
+    return float(box_iou(torch.from_numpy(first)[None], torch.from_numpy(second)[None]))
+
+
+def test_window_shows_the_object_where_it_says() -> None:
+    objects, rng = one_object([70.0, 40.0, 90.0, 60.0], is_boxed=True), np.random.default_rng(0)
+    for _ in range(50):
+        window = objects.window(0, 64, rng)
+        assert window.pixels.shape == (64, 64, 3)
+        rows, columns = np.nonzero(window.pixels[:, :, 0] > 127)
+        shown = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], dtype=np.float64)
+        np.testing.assert_allclose(window.truth, shown, atol=2)
+        assert iou(window.region, window.truth) > 0.4, "a proposal that was found"
+        assert iou(window.missed, window.truth) < 0.4, "and one that was not"
+        assert (window.missed[2:] > window.missed[:2]).all()
+
+
+def test_an_object_with_a_label_only_is_a_photograph_whose_frame_tells_no_box() -> None:
+    objects, rng = one_object([70.0, 40.0, 90.0, 60.0], is_boxed=False), np.random.default_rng(0)
+    slack, sizes = [], []
+    for _ in range(50):
+        window = objects.window(0, 64, rng)
+        left, top, right, bottom = (int(v) for v in window.truth)
+        inside = window.pixels[top:bottom, left:right, 0] > 127
+        assert inside.any(), "the object is on its photograph"
+        assert iou(window.region, window.truth) > 0.6
+        rows, columns = np.nonzero(inside)
+        slack.append([columns.min(), rows.min(), right - left - 1 - columns.max(), bottom - top - 1 - rows.max()])
+        sizes.append(right - left)
+    assert np.std(slack, axis=0).min() > 1, "the object stands anywhere in the frame"
+    assert max(sizes) > 1.8 * min(sizes), "photographs are of many sizes"
+
+
+def test_labels_alone_train_too(world: Path) -> None:
+    everything = LabelledObjects.load(
+        world / "annotations" / "instances_train2017.json",
+        world / "train2017",
+        128,
+        label_only_roles=("base", "novel", "unused"),
+    )
+    assert not everything.is_boxed.any()
+    tensors = pretrain_backbone(world_r18_fpn(embedding_dim=16), everything, TINY)
+    assert all(torch.isfinite(value.float()).all() for value in tensors.values())
 
 
 def test_equal_seeds_give_equal_weights_and_a_detector_starts_from_them(world: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ovbridge.errors import ConfigError
-from ovbridge.training.ranks import Peers, Ranks, first_host, ranks_of
+from ovbridge.training.ranks import Peers, Ranks, device_of, first_host, ranks_of
 
 
 def test_without_a_launcher_a_run_is_one_process() -> None:
@@ -56,3 +56,19 @@ def test_alone_every_question_is_answered_at_once() -> None:
     (gathered,) = peers.gather_rows(rows)
     assert not gathered.requires_grad
     peers.wait()
+
+
+def test_every_process_gets_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovbridge.training.ranks.default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    assert device_of(Ranks(rank=3, world_size=4, local_rank=1)) == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match="number 2 on this machine, which has 2 GPUs"):
+        device_of(Ranks(rank=2, world_size=4, local_rank=2))
+    # SLURM can show each task its own GPU alone, which is then number 0 to all of them.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="which has 1 GPUs"):
+        device_of(Ranks(rank=1, world_size=4, local_rank=1))
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert device_of(Ranks(rank=1, world_size=4, local_rank=1)) == torch.device("cuda", 0)
