@@ -135,7 +135,8 @@ class LabelledObjects:
         corner, scale = np.array([left, top] * 2), side / np.array([right - left, bottom - top] * 2)
 
         def placed(boxes: np.ndarray) -> np.ndarray:
-            return np.clip((boxes - corner) * scale, 0.0, side)
+            inside: np.ndarray = np.clip((boxes - corner) * scale, 0.0, side)
+            return inside
 
         truth = placed(box)
         others = self.boxes_xyxy[slice(*np.searchsorted(self.owners, [self.owners[index], self.owners[index] + 1]))]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -215,6 +216,9 @@ def test_known_vocabulary_is_stated_and_strict_makes_it_a_leak():
     strict = LeakReport(novel_classes=1, looked_at=(), findings=known.findings, strict=True)
     assert strict.verdict == "leak"
     assert LeakReport(novel_classes=1, looked_at=(), findings=(_finding("leak"),)).verdict == "leak"
+    backbone = replace(_finding("known vocabulary"), channel="backbone")
+    stated = LeakReport(novel_classes=1, looked_at=(), findings=(backbone,), strict=True)
+    assert stated.verdict == "known vocabulary", "what a backbone was pretrained on is stated, strict or not"
     assert LeakReport(novel_classes=1, looked_at=()).verdict == "clean"
 
 
