@@ -1,4 +1,7 @@
-"""Every command that the README, CONTRIBUTING or a `--help` shows can be typed as it stands."""
+"""Every command that the README, CONTRIBUTING, a guide or a `--help` shows can be typed as it stands.
+
+The `bash` blocks of the guides run from end to end in test_docs.py; the `console` blocks want data that are not here.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,10 @@ def _document_lines() -> list[tuple[str, str]]:
     for document in DOCUMENTS:
         blocks = re.findall(r"^```\n(.*?)^```", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
         lines += [(document, line) for block in blocks for line in block.splitlines()]
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        blocks = re.findall(r"^```console\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        joined = (block.replace("\\\n", " ") for block in blocks)
+        lines += [(page.name, line.removeprefix("$ ")) for block in joined for line in block.splitlines()]
     return lines
 
 
@@ -37,7 +44,7 @@ def _commands() -> list[str]:
             if name.endswith("EXAMPLES") and isinstance(text, str)
             for line in text.splitlines()
         ]
-    found = [re.sub(r"^\.venv/bin/", "", line.strip()) for line in shown]
+    found = [re.sub(r"^(\.venv/bin/|[A-Z_]+=\S+ )", "", line.strip()) for line in shown]
     return sorted({line for line in found if line.startswith("ovbridge ")})
 
 
