@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -44,11 +45,15 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
+DISK_REFUSALS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+"""What a full or read-only disk answers; whoever can say more of it does so before."""
+
+
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code.
 
     0 on success, 2 for a mistake of the user (one line on standard error), 130 after Ctrl-C. Anything else
-    that goes wrong is a fault of the program, and its traceback is left to be seen.
+    that goes wrong is a fault of the program, and its traceback is left to be seen; but for a disk that refuses.
     """
     try:
         if list(argv[:1]) in (["--version"], ["-V"]):
@@ -69,6 +74,12 @@ def run(argv: Sequence[str]) -> int:
         # The reader (`| head`) left; point stdout elsewhere so that the flush at exit does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in DISK_REFUSALS:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: cannot write{where} ({error.strerror}): free or unlock the disk, then repeat", file=sys.stderr)
+        return EXIT_USER_ERROR
     return 0
 
 

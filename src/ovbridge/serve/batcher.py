@@ -103,14 +103,18 @@ class MicroBatcher(Generic[J, R]):
         self._on_start(number)
         while batch := self._take(number):
             self._on_batch(len(batch))
-            self._finish(batch)
+            outcomes = self._outcomes(batch)
+            if number == 0:
+                # Before anyone hears of it: who asks again at once must meet the lead, not a helper.
+                with self._changed:
+                    self._lead_busy = False
+            for waiting, result, error in outcomes:
+                _answer(waiting, result=result, error=error)
 
     def _take(self, number: int) -> list[_Waiting[J, R]]:
         """The oldest job and those that fit it; empty when there will be no more."""
         leads = number == 0
         with self._changed:
-            if leads:
-                self._lead_busy = False
             while True:
                 if leads or self._lead_busy:
                     # A job can be cancelled at any moment, so what is taken decides, not what was waiting.
@@ -136,22 +140,19 @@ class MicroBatcher(Generic[J, R]):
         self._queue = left
         return batch
 
-    def _finish(self, batch: list[_Waiting[J, R]]) -> None:
+    def _outcomes(self, batch: list[_Waiting[J, R]]) -> list[tuple[_Waiting[J, R], R | None, Exception | None]]:
+        """What `run` gave or raised for each job."""
         try:
             results = self._run([waiting.job for waiting in batch])
         except Exception as error:
             if len(batch) == 1:
-                _answer(batch[0], error=error)
-                return
+                return [(batch[0], None, error)]
             # One bad job must not spoil its neighbours: each is tried alone.
-            for waiting in batch:
-                self._finish([waiting])
-            return
-        for waiting, result in zip(batch, results, strict=True):
-            _answer(waiting, result=result)
+            return [outcome for waiting in batch for outcome in self._outcomes([waiting])]
+        return [(waiting, result, None) for waiting, result in zip(batch, results, strict=True)]
 
 
-def _answer(waiting: _Waiting[J, R], *, result: R | None = None, error: Exception | None = None) -> None:
+def _answer(waiting: _Waiting[J, R], *, result: R | None, error: Exception | None) -> None:
     def settle() -> None:
         if waiting.future.done():
             return

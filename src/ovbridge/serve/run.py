@@ -42,7 +42,10 @@ def address_of(bound: socket.socket) -> str:
 def serve(
     service: Service, bound: socket.socket, *, api_key: str | None, on_ready: Callable[[], None], verbose: bool = False
 ) -> None:
-    """Answer requests until SIGTERM or SIGINT; then finish those under way and return."""
+    """Answer requests until SIGTERM or SIGINT; then finish those under way and return.
+
+    Raises ConfigError where the application cannot start.
+    """
     config = uvicorn.Config(
         create_app(service, api_key=api_key),
         http=protocol_class(service.limits),
@@ -56,7 +59,11 @@ def serve(
         timeout_graceful_shutdown=service.limits.shutdown_seconds,
         backlog=256,
     )
-    _Server(config, service, on_ready).run(sockets=[bound])
+    server = _Server(config, service, on_ready)
+    with contextlib.suppress(SystemExit):  # How newer uvicorns say what older ones leave to `started`.
+        server.run(sockets=[bound])
+    if not server.started:
+        raise ConfigError("the server did not start: the lines above say why")
 
 
 class _Server(uvicorn.Server):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -150,3 +152,26 @@ def test_pick_lists_choices(capsys: pytest.CaptureFixture[str]) -> None:
     assert "regions  boxes for all" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="did you mean 'ovbridge label tags'"):
         pick(["tag"], "ovbridge label", {"regions": "a", "tags": "b"})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_refuses_is_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(argv: list[str]) -> None:
+        raise OSError(number, os.strerror(number), "found/a.jpg")
+
+    _verb(monkeypatch, refused)
+    assert main.run(["detect"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: cannot write found/a.jpg (")
+    assert line.count("\n") == 1
+
+
+def test_other_faults_of_the_system_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(argv: list[str]) -> None:
+        raise OSError(errno.EBADF, "bad file descriptor")
+
+    _verb(monkeypatch, broken)
+    with pytest.raises(OSError, match="bad file descriptor"):
+        main.run(["detect"])
