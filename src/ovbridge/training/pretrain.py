@@ -139,7 +139,9 @@ class LabelledObjects:
             return inside
 
         truth = placed(box)
-        others = self.boxes_xyxy[slice(*np.searchsorted(self.owners, [self.owners[index], self.owners[index] + 1]))]
+        # Of the other objects, those whose boxes may be known: a miss may lie on one that has a label only.
+        here = slice(*np.searchsorted(self.owners, [self.owners[index], self.owners[index] + 1]))
+        others = self.boxes_xyxy[here][self.is_boxed[here]]
         return Window(
             pixels=_resized(picture, (left, top, right, bottom), (side, side)),
             region=placed(box + rng.uniform(-0.2, 0.2, 4) * np.tile(size, 2)),

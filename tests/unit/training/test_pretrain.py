@@ -132,3 +132,22 @@ def test_it_goes_on_from_an_earlier_file(world: Path, tmp_path: Path) -> None:
     assert len(weights) > 10
     for name in weights:
         torch.testing.assert_close(again[name], first[name])
+
+
+def test_boxes_of_objects_with_a_label_only_steer_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def recorded(truth: np.ndarray, objects: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+        seen.append(len(objects))
+        return truth
+
+    monkeypatch.setattr("ovbridge.training.pretrain._missed", recorded)
+    two = LabelledObjects(
+        pictures=(Image.fromarray(np.zeros((100, 150, 3), dtype=np.uint8)),),
+        owners=np.array([0, 0]),
+        boxes_xyxy=np.array([[10.0, 10.0, 40.0, 40.0], [60.0, 10.0, 90.0, 40.0]]),
+        class_ids=np.array([0, 1]),
+        is_boxed=np.array([True, False]),
+    )
+    two.window(0, 64, np.random.default_rng(0))
+    assert seen == [1], "its own box, not its neighbour's"
