@@ -25,7 +25,8 @@ def differs(settings: DemoSettings, proposer_trained_on: str) -> list[str]:
         "Pictures: drawn scenes of about 320 × 240 pixels here, photographs of COCO there.",
         "Detector: a narrow ResNet-18 with a feature pyramid here, pretrained on objects of other "
         "drawn scenes (boxes and names of base and unused nouns; of novel ones only what single pictures show, as "
-        "ImageNet shows most novel classes of COCO; docs/teachers.md says all it saw), then some hundred steps a stage; Faster R-CNN R50-C4 from "
+        "ImageNet shows most novel classes of COCO; docs/teachers.md says all it saw), then some hundred steps a "
+        "stage; Faster R-CNN R50-C4 from "
         "ImageNet weights for 90,000 steps on 8 GPUs there.",
         "Teachers: a small CLIP and a small MAVL trained on drawn pictures here; CLIP ViT-B/32 and MAVL there.",
         "Image-level labels: folders with one label each here, labels read out of COCO captions there.",
