@@ -20,6 +20,7 @@ from ovbridge.structures import BoxLabels, ImageLabels, RegionTargets, TrainingI
 from ovbridge.training.inputs import TrainingInputs
 from ovbridge.training.loop import LossFunction
 from ovbridge.training.memory import available_memory, is_out_of_memory, memory_line, memory_need
+from ovbridge.training.named_regions import NamedRegions
 from ovbridge.training.objectives import FederatedLoss, detection_losses, image_label_losses
 from ovbridge.training.prefetch import Batch
 from ovbridge.training.ranks import Peers
@@ -40,21 +41,32 @@ def loss_function(config: RunConfig, inputs: TrainingInputs) -> LossFunction:
     if config.federated_classes is not None:
         federated = FederatedLoss(frequency_weight_K=image_counts_K.float().sqrt(), classes=config.federated_classes)
 
+    naming = _naming(config, inputs, trained_columns_K)
+
     def losses(model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         assert isinstance(model, TwoStageDetector)
         if batch.kind == "cls":
-            return image_label_losses(model, batch.images, weights=weights, share=batch.share)
+            return image_label_losses(model, batch.images, weights=weights, generator=generator, share=batch.share)
         return detection_losses(
             model,
             batch.images,
             weights=weights,
             trained_columns_K=trained_columns_K,
             federated=federated,
+            naming=naming,
             generator=generator,
             share=batch.share,
         )
 
     return losses
+
+
+def _naming(config: RunConfig, inputs: TrainingInputs, trained_columns_K: Tensor) -> NamedRegions | None:
+    if config.losses.named_regions is None or not config.stage.region_distillation:
+        return None
+    labelled_K = torch.zeros_like(trained_columns_K)
+    labelled_K[sorted({k for image in inputs.tagged for k in image.class_ids})] = True
+    return NamedRegions(candidates_K=labelled_K & ~trained_columns_K, probability=config.losses.named_regions)
 
 
 def prepare_model(model: TwoStageDetector, config: RunConfig, peers: Peers) -> None:

@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def classification_loss(logits_RK: Tensor, class_ids_R: Tensor, column_weight_K: Tensor | None = None) -> Tensor:
+def classification_loss(logits_RK: Tensor, class_ids_R: Tensor, column_weight: Tensor | None = None) -> Tensor:
     """Sigmoid cross-entropy: sum over classes and regions / number of regions (the code's L_cls).
 
-    A class id of K is background: a row without a positive. `column_weight_K` (bool or float) takes columns out,
-    so that classes without training boxes are never negatives.
+    A class id of K is background: a row without a positive. `column_weight` ([K] or [R, K], bool or float) takes
+    columns out, so that classes without training boxes are never negatives.
     """
     count, num_classes = logits_RK.shape
     target_RK = F.one_hot(class_ids_R, num_classes + 1)[:, :num_classes].to(torch.float32)
     loss_RK = F.binary_cross_entropy_with_logits(logits_RK.float(), target_RK, reduction="none")
-    if column_weight_K is not None:
-        loss_RK = loss_RK * column_weight_K.to(loss_RK.dtype)
+    if column_weight is not None:
+        loss_RK = loss_RK * column_weight.to(loss_RK.dtype)
     return loss_RK.sum() / max(count, 1)
 
 

@@ -81,9 +81,9 @@ class AnchoredLosses:
             EncodedImages(features=features, sizes=sizes),
             sampled,
             batch.images,
-            labels,
+            [label.masks for label in labels],
             weights=self._weights,
-            columns_K=self._columns_K.to(detector.device),
+            columns=self._columns_K.to(detector.device),
         )
         # The tensor with the graph must not outlive the step.
         model.detector.roi_head.classifier.text_KD = model.detector.roi_head.classifier.text_KD.detach()

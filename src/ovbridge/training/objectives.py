@@ -32,6 +32,8 @@ from ovbridge.detector.sampling import (
 )
 from ovbridge.structures import BoxLabels, TrainingImage
 from ovbridge.training.label_boxes import LabelBoxRule, own_label_boxes
+from ovbridge.training.named_regions import NamedRegions, named_boxes, near_columns, with_named
+from ovbridge.training.pseudo_regions import moved, parts_of
 
 if TYPE_CHECKING:
     from ovbridge.training.share import BatchShare
@@ -73,6 +75,17 @@ class LossWeights:
     """InfoNCE between the regions' embeddings and CLIP's, beside or in place of the paper's two."""
     image_label_box: LabelBoxRule = "stored"
     """The region a label is taught to: its stored pseudo box, or the detector's own proposal of best score or size."""
+    image_label_jitter: float = 0.0
+    """Beyond the paper: the pseudo box is taught with each side moved at random by up to this share of its size, as
+    proposals lie about an object too."""
+    image_label_refine: float = 0.0
+    """Beyond the paper: L1 of the deltas from the moved pseudo box back onto it; wants `image_label_jitter` > 0."""
+    image_label_parts: float = 0.0
+    """Beyond the paper: parts of a pseudo box taught as no object of any class. Without it, classes that have labels
+    but no boxes have no negatives near their objects."""
+    named_regions: float | None = None
+    """Beyond the paper: stored regions that CLIP names with at least this probability count as boxes of classes that
+    have labels and no boxes (`named_regions.py`); None: never."""
     rkd_through: Literal["linear", "classification"] = "linear"
     """Which projection distillation compares with CLIP: the linear one (frozen once weights are transferred, the
     official way), or the one that classification uses. The same thing before weight transfer."""
@@ -95,6 +108,7 @@ def detection_losses(
     weights: LossWeights,
     trained_columns_K: Tensor | None = None,
     federated: FederatedLoss | None = None,
+    naming: NamedRegions | None = None,
     generator: torch.Generator | None = None,
     choose: Choose = random_choice,
     share: BatchShare | None = None,
@@ -102,10 +116,19 @@ def detection_losses(
     """Losses of a batch of images with boxes: proposal network, region head, masks, distillation.
 
     `trained_columns_K` [K] bool: classes that have training boxes; the others are never negatives.
+    `naming` says which stored regions count as boxes beside the true ones; None where none do.
     `share` says which part of a larger batch these images are; None where they are all of it.
     Keys: rpn_objectness, rpn_box, classification, box, mask, rkd_l1, rkd_relation.
     """
     labels = [_labels(image, model.device) for image in images]
+    masks = [label.masks for label in labels]
+    named: list[BoxLabels] = []
+    if naming is not None:
+        text_KD = model.roi_head.classifier.text_KD
+        named = [
+            named_boxes(image.regions, label, naming, text_KD) for image, label in zip(images, labels, strict=True)
+        ]
+        labels = [with_named(label, own) for label, own in zip(labels, named, strict=True)]
     encoded = model.encode([image.pixels for image in images], share.padded_hw if share else None)
     predictions = model.rpn(encoded.features)
     source: Randomness = generator
@@ -120,7 +143,10 @@ def detection_losses(
     if share is not None:
         weights = share.region_weights(weights, images, sampled, model.num_classes)
     columns = loss_columns(sampled, model.num_classes, trained_columns_K, federated, generator, share)
-    result |= region_losses(model, encoded, sampled, images, labels, weights=weights, columns_K=columns, share=share)
+    if named and columns is not None:
+        near = [near_columns(found, own, model.num_classes) for found, own in zip(sampled, named, strict=True)]
+        columns = columns | torch.cat(near)
+    result |= region_losses(model, encoded, sampled, images, masks, weights=weights, columns=columns, share=share)
     return result
 
 
@@ -129,29 +155,66 @@ def image_label_losses(
     images: Sequence[TrainingImage],
     *,
     weights: LossWeights,
+    generator: torch.Generator | None = None,
     share: BatchShare | None = None,
 ) -> dict[str, Tensor]:
     """Losses of a batch of images with pseudo-boxed labels: one box a label, and distillation.
 
     The proposal network does not run: the official code multiplies its loss by zero here.
-    Keys: image_label, rkd_l1, rkd_relation.
+    Keys: image_label, image_label_parts, image_label_refine, rkd_l1, rkd_relation.
     """
+    source: Randomness = generator
     if share is not None:
-        weights = share.label_weights(weights, images)
+        source, weights = share.generators, share.label_weights(weights, images)
     encoded = model.encode([image.pixels for image in images], share.padded_hw if share else None)
     if weights.image_label_box == "stored":
         boxes = [_boxes_or_none(image.labels.boxes_xyxy if image.labels else None, model.device) for image in images]
     else:
         boxes = own_label_boxes(model, encoded, images, weights.image_label_box)
-    label_RF, distilled_RF = _region_features(model, encoded, boxes, images, weights)
+    regions = [
+        _taught_regions(own, hw, weights, _of_image(source, i))
+        for i, (own, hw) in enumerate(zip(boxes, encoded.sizes, strict=True))
+    ]
+    region_RF, distilled_RF = _region_features(model, encoded, [torch.cat(r) for r in regions], images, weights)
     result: dict[str, Tensor] = {}
-    if weights.image_label and len(label_RF):
+    if weights.image_label and any(len(own) for own in boxes):
         class_ids = torch.cat([image.labels.class_ids for image in images if image.labels]).to(model.device)
+        is_part_R = torch.cat([_is_part(taught, parts) for taught, parts in regions])
+        label_RF, part_RF = region_RF[~is_part_R], region_RF[is_part_R]
         owner = batch_rois(boxes)[:, 0].long()
         logits = model.roi_head.classifier.with_background(model.roi_head.logits(label_RF))
         with _full_precision(model.device):
             result["image_label"] = weights.image_label * losses.image_label_loss(logits, class_ids, owner)
+        if weights.image_label_parts:
+            nothing = torch.full((len(part_RF),), model.num_classes, device=model.device)
+            part_logits = model.roi_head.logits(part_RF)
+            with _full_precision(model.device):
+                missed = losses.classification_loss(part_logits, nothing)
+            result["image_label_parts"] = weights.image_label_parts * missed
+        if weights.image_label_refine:
+            deltas = model.roi_head.box_regressor(label_RF)
+            with _full_precision(model.device):
+                goal = encode_boxes(
+                    torch.cat([taught for taught, _ in regions]), torch.cat(boxes), model.config.roi.box_weights
+                )
+                refined = losses.box_regression_loss(deltas, goal, float(len(goal)))
+            result["image_label_refine"] = weights.image_label_refine * refined
     return result | _distillation_losses(model, distilled_RF, images, weights, share)
+
+
+def _taught_regions(
+    boxes_L4: Tensor, image_hw: tuple[int, int], weights: LossWeights, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """The regions of one image's labels [L, 4], and those that hold only a part of one [P, 4]."""
+    taught = boxes_L4
+    if weights.image_label_jitter:
+        taught = moved(boxes_L4, weights.image_label_jitter, image_hw, generator)
+    parts = parts_of(boxes_L4, generator) if weights.image_label_parts else boxes_L4[:0]
+    return taught, parts
+
+
+def _is_part(taught_L4: Tensor, parts_P4: Tensor) -> Tensor:
+    return torch.arange(len(taught_L4) + len(parts_P4), device=taught_L4.device) >= len(taught_L4)
 
 
 def proposal_losses(
@@ -246,13 +309,16 @@ def region_losses(
     encoded: EncodedImages,
     sampled: Sequence[SampledRegions],
     images: Sequence[TrainingImage],
-    labels: Sequence[BoxLabels],
+    masks: Sequence[Tensor | None],
     *,
     weights: LossWeights,
-    columns_K: Tensor | None,
+    columns: Tensor | None,
     share: BatchShare | None = None,
 ) -> dict[str, Tensor]:
-    """Losses of given regions: classification, box, mask, and distillation of the images' own regions."""
+    """Losses of given regions: classification, box, mask, and distillation of the images' own regions.
+
+    `masks` [M, H, W] of each image's true boxes, or None; `columns` [K] or [R, K] bool: what counts in classification.
+    """
     head = model.roi_head
     region_RF, distilled_RF = _region_features(
         model, encoded, [regions.boxes_xyxy for regions in sampled], images, weights
@@ -263,11 +329,11 @@ def region_losses(
     foreground = class_ids < model.num_classes
     logits, deltas = head.logits(region_RF), head.box_regressor(region_RF)
     with _full_precision(model.device):
-        classification = losses.classification_loss(logits, class_ids, columns_K)
+        classification = losses.classification_loss(logits, class_ids, columns)
         true_deltas = encode_boxes(boxes[foreground], true_boxes[foreground], model.config.roi.box_weights)
         box = losses.box_regression_loss(deltas[foreground], true_deltas, float(len(class_ids)))
     result = _weighted({"classification": (weights.classification, classification), "box": (weights.box, box)})
-    result |= _mask_losses(model, encoded, sampled, labels, weights)
+    result |= _mask_losses(model, encoded, sampled, masks, weights)
     return result | _distillation_losses(model, distilled_RF, images, weights, share)
 
 
@@ -275,20 +341,25 @@ def _mask_losses(
     model: TwoStageDetector,
     encoded: EncodedImages,
     sampled: Sequence[SampledRegions],
-    labels: Sequence[BoxLabels],
+    masks: Sequence[Tensor | None],
     weights: LossWeights,
 ) -> dict[str, Tensor]:
-    if model.mask_head is None or not weights.mask or any(label.masks is None for label in labels):
+    known = [own for own in masks if own is not None]
+    if model.mask_head is None or not weights.mask or len(known) < len(masks):
         return {}
-    foreground = [regions.class_ids < model.num_classes for regions in sampled]
+    # Boxes that came by a name follow the true ones and have no mask.
+    foreground = [
+        (regions.class_ids < model.num_classes) & (regions.true_indices < len(own))
+        for regions, own in zip(sampled, known, strict=True)
+    ]
     boxes = [regions.boxes_xyxy[chosen] for regions, chosen in zip(sampled, foreground, strict=True)]
     if not any(len(b) for b in boxes):
         return {}
     logits = model.mask_head(encoded.features, batch_rois(boxes))
     targets = [
-        mask_targets(label.masks[regions.true_indices[chosen]], own, logits.shape[-1])
-        for label, regions, chosen, own in zip(labels, sampled, foreground, boxes, strict=True)
-        if label.masks is not None and len(own)
+        mask_targets(true[regions.true_indices[chosen]], own, logits.shape[-1])
+        for true, regions, chosen, own in zip(known, sampled, foreground, boxes, strict=True)
+        if len(own)
     ]
     with _full_precision(model.device):
         return {"mask": weights.mask * losses.mask_loss(logits, torch.cat(targets))}

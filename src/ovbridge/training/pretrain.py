@@ -32,6 +32,7 @@ from ovbridge.detector.backbone import PyramidBackbone
 from ovbridge.detector.boxes import encode_boxes
 from ovbridge.detector.config import DetectorConfig
 from ovbridge.detector.pooling import batch_rois
+from ovbridge.device import autocast
 from ovbridge.errors import ConfigError
 from ovbridge.images import read_image
 from ovbridge.training.start import PRETRAINED, copy_pretrained
@@ -251,10 +252,12 @@ def pretrain_backbone(detector: DetectorConfig, objects: LabelledObjects, config
     with Ticker("pretrain backbone", config.steps) as tick:
         for drawn in _drawn_ahead(objects, config):
             images, region_B4, truth_B4, missed_B4, class_ids_B, is_boxed_B = (torch.from_numpy(part) for part in drawn)
-            staged = backbone.body((images.permute(0, 3, 1, 2) - mean) / std)
             regions = [*torch.stack([region_B4, missed_B4], dim=1)]
-            found_B2F = trunk(backbone.merge(staged), batch_rois(regions)).unflatten(0, (-1, 2))
-            hit_BF, missed_BF = found_B2F.unbind(dim=1)
+            with autocast(images.device):
+                staged = backbone.body((images.permute(0, 3, 1, 2) - mean) / std)
+                found = trunk(backbone.merge(staged), batch_rois(regions))
+            staged = [level.float() for level in staged]
+            hit_BF, missed_BF = found.float().unflatten(0, (-1, 2)).unbind(dim=1)
             named = [head(f.mean(dim=(2, 3))) for head, f in zip(heads, staged, strict=False)] + [heads[-1](hit_BF)]
             losses = [F.cross_entropy(each, class_ids_B, label_smoothing=0.1) for each in named]
             # Divided by hand: the mean over no box at all would not be a number.

@@ -70,7 +70,12 @@ class BatchShare:
     def label_weights(self, weights: LossWeights, images: Sequence[TrainingImage]) -> LossWeights:
         """Loss weights of this part of a batch of images with labels."""
         factor = self._factor(labelled_images(images), self.labelled)
-        return replace(self._distillation_weights(weights, images), image_label=weights.image_label * factor)
+        return replace(
+            self._distillation_weights(weights, images),
+            image_label=weights.image_label * factor,
+            image_label_parts=weights.image_label_parts * factor,
+            image_label_refine=weights.image_label_refine * factor,
+        )
 
     def everyones_ids(self, class_ids_R: Tensor, num_classes: int) -> Tensor:
         """Ascending ids (background, `num_classes`, too) that occur in this pass of any process."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ovbridge.detector import TwoStageDetector, build_detector, to_weight_transfer, world_r18_fpn
 from ovbridge.detector.config import MaskConfig
 from ovbridge.structures import BoxLabels, ImageLabels, RegionTargets, TrainingImage
+from ovbridge.training.named_regions import NamedRegions
 from ovbridge.training.objectives import FederatedLoss, LossWeights, detection_losses, image_label_losses
 
 CLASSES = 5
@@ -175,3 +176,68 @@ def test_training_lowers_the_loss(model: TwoStageDetector) -> None:
         optimizer.step()
         history.append(loss.item())
     assert min(history[-3:]) < 0.8 * history[0]
+
+
+def test_parts_of_a_pseudo_box_are_taught_as_no_class(model: TwoStageDetector) -> None:
+    model.roi_head.classifier.text_KD.requires_grad_()
+    only_parts = LossWeights(image_label=1e-9, image_label_parts=1.0)
+    found = image_label_losses(
+        model, [image(labels=True), image(1)], weights=only_parts, generator=torch.Generator().manual_seed(0)
+    )
+    assert set(found) == {"image_label", "image_label_parts"}
+    found["image_label_parts"].backward()
+    text_KD = model.roi_head.classifier.text_KD
+    assert text_KD.grad is not None
+    # A step against the gradient lowers every class's score on them, that of the label too.
+    with torch.no_grad():
+        text_KD -= 0.1 * text_KD.grad
+    after = image_label_losses(
+        model, [image(labels=True)], weights=only_parts, generator=torch.Generator().manual_seed(0)
+    )
+    assert after["image_label_parts"].item() < found["image_label_parts"].item()
+
+
+def test_refinement_moves_loose_pseudo_boxes_back(model: TwoStageDetector) -> None:
+    weights = LossWeights(image_label_jitter=0.2, image_label_refine=2.0)
+
+    def losses(weights: LossWeights) -> dict[str, Tensor]:
+        return image_label_losses(
+            model, [image(labels=True)], weights=weights, generator=torch.Generator().manual_seed(0)
+        )
+
+    found = losses(weights)
+    assert set(found) == {"image_label", "image_label_refine"}
+    # The regressor starts near zero, so the loss is about the sum of the targets, and none without a move.
+    assert found["image_label_refine"].item() > 0.5
+    still = losses(replace(weights, image_label_jitter=0.0))
+    assert still["image_label_refine"].item() < 0.1
+    found["image_label_refine"].backward()
+    assert model.roi_head.box_regressor.fc2.weight.grad is not None
+
+
+def test_named_regions_teach_a_class_without_boxes(model: TwoStageDetector) -> None:
+    model.roi_head.classifier.text_KD.requires_grad_()
+    trained = torch.tensor([True, False, True, True, False])
+    picture = image(boxes=True)
+    text_KD = model.roi_head.classifier.text_KD.detach()
+    regions = RegionTargets(
+        boxes_xyxy=torch.tensor([[60.0, 5, 94, 30]]), embeddings=text_KD[4:5] * 3, scores=torch.ones(1)
+    )
+    naming = NamedRegions(candidates_K=torch.tensor([False, True, False, False, True]), probability=0.5)
+    weights = LossWeights(rkd_l1=0.0, rkd_relation=0.0)
+
+    def columns_with_gradient(naming: NamedRegions | None) -> list[bool]:
+        found = detection_losses(
+            model,
+            [replace(picture, regions=regions)],
+            weights=weights,
+            trained_columns_K=trained,
+            naming=naming,
+            generator=torch.Generator().manual_seed(0),
+        )
+        (gradient,) = torch.autograd.grad(found["classification"], model.roi_head.classifier.text_KD)
+        return (gradient.abs().sum(dim=1) > 0).tolist()
+
+    assert columns_with_gradient(None) == [True, False, True, True, False]
+    # Class 4 is named by CLIP; class 1 could be but is not.
+    assert columns_with_gradient(naming) == [True, False, True, True, True]
