@@ -45,8 +45,8 @@ EXAMPLES, PROPOSAL_PICTURES = 5, 3
 SHOWN_SCORE = 0.4
 """Detections below it are not drawn."""
 RECALL_IMAGES = 100
-REGIONS_PER_CLASS = 20
-"""Regions of each novel class in the similarity matrices and maps."""
+REGIONS_PER_CLASS = 100
+"""At most so many regions of each novel class, as in the paper, in the similarity matrices and maps."""
 PROPOSER_TITLE = "MAVL, “all objects”"
 
 

@@ -26,7 +26,7 @@ from ovbridge.labeling.labellers import JointLabeller, RegionLabeller, TagLabell
 from ovbridge.labeling.run import label_images
 from ovbridge.labeling.sources import names_by_image
 from ovbridge.recipes import recipe_named
-from ovbridge.recipes.world import TAG_SIZE_WEIGHT
+from ovbridge.recipes.world import BEYOND, TAG_SIZE_WEIGHT
 from ovbridge.report.paper import stage_title
 from ovbridge.run_config import RunConfig
 from ovbridge.teachers.clip import ClipTeacher, load_clip
@@ -162,6 +162,7 @@ def run_demo(out: Path, settings: DemoSettings, *, teachers: Teachers | None = N
         "seed": settings.seed,
         "train_images": settings.train_images,
         "val_images": settings.val_images,
+        "beyond_the_paper": list(BEYOND) if settings.beyond and "rkd_pis_wt" in stages else [],
         "proposer": teachers.proposer.name,
         "proposer_trained_on": teachers.proposer.trained_on,
         "leaks": records[stages[-1]]["leaks"]["verdict"],
@@ -183,7 +184,7 @@ def stage_config(folder: DemoFolder, settings: DemoSettings, stage: str) -> RunC
             init=str(folder.checkpoint(start)) if start in STAGES else recipe.init,
             seed=settings.seed,
         ),
-        settings.overrides,
+        (*(BEYOND if settings.beyond and stage == "rkd_pis_wt" else ()), *settings.overrides),
     )
 
 

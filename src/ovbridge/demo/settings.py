@@ -27,12 +27,14 @@ class DemoSettings:
     """Scenes to train on."""
     val_images: int = 300
     """Scenes to evaluate on."""
-    image_labels_per_class: int = 20
+    image_labels_per_class: int = 40
     """Pictures with one label each, for each base and novel class."""
     proposer: str = "builtin"
     """"builtin" never saw a novel name in training, "builtin-full" saw all; or a weights file."""
     clip: str = "builtin"
     """Teacher of the regions and encoder of the names."""
+    beyond: bool = True
+    """Whether the last stage has what `recipes.world.BEYOND` adds to the paper; if not, it is as published."""
     overrides: tuple[str, ...] = ()
     """Settings of every stage's recipe to change, e.g. "loop.steps=100"."""
 

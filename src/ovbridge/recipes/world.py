@@ -27,6 +27,10 @@ BUILTIN_BACKBONE = Path(__file__).parent / "weights" / "world_backbone.safetenso
 pictures of novel ones with their label, as ImageNet shows most of COCO's novel classes. It says so in its metadata."""
 
 
+BEYOND = ("losses.image_label_jitter=0.2", "losses.image_label_refine=0.5", "losses.named_regions=0.9")
+"""What the demo adds to the last stage as published: pseudo boxes teach their offsets too, and stored regions that CLIP
+names surely count as boxes. On a tuning world each is worth 4 to 10 points of novel AP50 (docs/lab-notes.md)."""
+
 TAG_SIZE_WEIGHT = 0.3
 """In pictures with one label, the whole thing is preferred to its parts: the leak-free proposer cannot tell by name.
 On a tuning world: novel things boxed right 54 → 73 %, base ones 76 → 77 %."""

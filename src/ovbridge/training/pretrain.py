@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -310,6 +311,12 @@ def _drawn_ahead(objects: LabelledObjects, config: PretrainConfig) -> Iterator[t
             yield drawn
 
 
+def _trained_on(path: Path) -> str:
+    with safe_open(path, framework="pt") as file:
+        said: dict[str, str] = file.metadata() or {}
+    return said.get("trained_on", f"unknown ({path.name} does not say)")
+
+
 def backbone(
     data: Path,
     out: Path,
@@ -351,6 +358,8 @@ def backbone(
     if not objects.is_boxed.all():
         trained_on += f" and labels of {int((~objects.is_boxed).sum())} single {'/'.join(label_only_roles)} objects"
     trained_on += "; without novel names" if "novel" in exclude_roles else "; novel names included"
+    if init:
+        trained_on += f"; before that: {_trained_on(Path(init))}"
     save_file(tensors, aside, metadata={"trained_on": trained_on})
     aside.replace(out)
     stdout.print(f"{len(tensors)} tensors in {out}, trained on {trained_on}")
