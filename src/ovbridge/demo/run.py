@@ -162,6 +162,7 @@ def run_demo(out: Path, settings: DemoSettings, *, teachers: Teachers | None = N
         "seed": settings.seed,
         "train_images": settings.train_images,
         "val_images": settings.val_images,
+        "effort": settings.effort,
         "beyond_the_paper": list(BEYOND) if settings.beyond and "rkd_pis_wt" in stages else [],
         "proposer": teachers.proposer.name,
         "proposer_trained_on": teachers.proposer.trained_on,
@@ -176,10 +177,12 @@ def run_demo(out: Path, settings: DemoSettings, *, teachers: Teachers | None = N
 def stage_config(folder: DemoFolder, settings: DemoSettings, stage: str) -> RunConfig:
     """The world recipe of a stage, on the files of this demo run."""
     recipe = recipe_named("world", stage)
+    steps = max(1, round(recipe.loop.steps * settings.effort))
     start = STAGES[stage].init_from
     return apply_overrides(
         replace(
             recipe,
+            loop=replace(recipe.loop, steps=steps),
             data=replace(recipe.data, root=str(folder.world), store=str(folder.store)),
             init=str(folder.checkpoint(start)) if start in STAGES else recipe.init,
             seed=settings.seed,

@@ -35,8 +35,14 @@ class DemoSettings:
     """Teacher of the regions and encoder of the names."""
     beyond: bool = True
     """Whether the last stage has what `recipes.world.BEYOND` adds to the paper; if not, it is as published."""
+    effort: float = 1.0
+    """Share of the recipes' steps that each stage trains."""
     overrides: tuple[str, ...] = ()
     """Settings of every stage's recipe to change, e.g. "loop.steps=100"."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.effort <= 100.0:
+            raise ConfigError(f"effort {self.effort:g} is outside 0 to 100: 1 trains the recipes' steps")
 
 
 def with_prerequisites(stages: Sequence[str]) -> tuple[str, ...]:

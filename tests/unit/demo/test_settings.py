@@ -66,3 +66,9 @@ def test_clock_adds_up_cut_steps_and_keeps_finished_ones(tmp_path: Path) -> None
     assert again.seconds["world"] == 5.0
     assert again.seconds["train"] > 10.0
     assert json.loads(path.read_text())["train"]["done"]
+
+
+@pytest.mark.parametrize("effort", [0.0, -1.0, 1000.0, float("nan")])
+def test_an_effort_out_of_range_is_refused(effort: float) -> None:
+    with pytest.raises(ConfigError, match="effort"):
+        DemoSettings(effort=effort)

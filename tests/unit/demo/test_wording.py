@@ -12,11 +12,12 @@ from ovbridge.recipes.world import BEYOND
 
 
 def test_the_command_names_every_setting_that_differs() -> None:
-    settings = DemoSettings(seed=3, image_labels_per_class=7, beyond=False, overrides=("loop.steps=4",))
+    settings = DemoSettings(seed=3, image_labels_per_class=7, beyond=False, effort=0.5, overrides=("loop.steps=4",))
     words = shlex.split(wording.command(settings))
     assert words[:4] == ["ovbridge", "demo", "--seed", "3"]
     assert words[words.index("--image-labels") + 1] == "7"
     assert "--as-published" in words
+    assert words[words.index("--effort") + 1] == "0.5"
     assert words[-2:] == ["--set", "loop.steps=4"]
     assert "--as-published" not in wording.command(replace(settings, beyond=True))
 
