@@ -66,11 +66,11 @@ def test_a_suite_runs_stops_and_goes_on(tmp_path: Path, clip: str, monkeypatch: 
     out, evaluate = tmp_path / "ablation", ablate_run._evaluate
     calls: list[str] = []
 
-    def stopped(folder, inputs, run, seed):  # type: ignore[no-untyped-def]
+    def stopped(folder, inputs, run, seed, clock):  # type: ignore[no-untyped-def]
         calls.append(run.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return evaluate(folder, inputs, run, seed)
+        return evaluate(folder, inputs, run, seed, clock)
 
     monkeypatch.setattr(ablate_run, "_evaluate", stopped)
     with pytest.raises(KeyboardInterrupt):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ovbridge.ablate.table import SuiteResult, html_table, markdown
+from ovbridge.label_store.lock import locked
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fbfaf8; --ink: #1c1b22; --muted: #6b6875; --rule: #e4e1da;
@@ -34,6 +35,11 @@ def write_tables(out: Path, results: Mapping[str, SuiteResult], figures: Mapping
 
     `figures`: caption → inline SVG, shown below the tables.
     """
+    with locked(out / "tables.lock"):
+        return _write_all(out, results, figures)
+
+
+def _write_all(out: Path, results: Mapping[str, SuiteResult], figures: Mapping[str, str] | None) -> list[Path]:
     files = []
     for name, result in results.items():
         for suffix, text in ((".json", json.dumps(result.to_json(), indent=1) + "\n"), (".md", markdown(result))):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import torch
 
 from ovbridge.ablate.second_world import write_second_world
 from ovbridge.ablate.self_training import LOWEST_SCORE, DetectorProposer
-from ovbridge.ablate.settings import AblateSettings
+from ovbridge.ablate.settings import AblateSettings, WorldSettings
 from ovbridge.ablate.strict_world import write_strict_labels
 from ovbridge.ablate.suite import LABELLED_BY, Labels, Run
+from ovbridge.config_tree import apply_overrides
 from ovbridge.data.coco import CocoDataset
 from ovbridge.data.image_labels import load_tagged_images
 from ovbridge.data.ovd_files import TRAIN_FILE, VAL_FILE
@@ -24,6 +26,7 @@ from ovbridge.evaluation import Protocol
 from ovbridge.images import read_image
 from ovbridge.label_run import TeacherChoice, load_proposer
 from ovbridge.label_store import LabelStore, save_text_bank
+from ovbridge.label_store.lock import locked
 from ovbridge.labeling.labellers import Labeller, RegionLabeller, TagLabeller
 from ovbridge.labeling.run import label_images
 from ovbridge.labeling.sources import default_threshold, names_by_image
@@ -48,6 +51,8 @@ class Evaluation:
     annotations: Path
     images: Path
     protocol: Protocol
+    is_federated: bool = False
+    """Whether the annotations are LVIS's."""
 
 
 class Sources:
@@ -64,11 +69,54 @@ class Sources:
         """The built-in world."""
         return self._out / "world"
 
+    def check(self, runs: Sequence[Run]) -> None:
+        """Raise ConfigError for whatever a run of a full-scale family will ask for and not find, before any starts."""
+        if self._is_world:
+            return
+        s = self._settings
+        made = {run.labels for run in runs} & {"rpn", "largest"}
+        if made and s.clip == "builtin":
+            raise ConfigError(f"labels {min(made)!r} are made on the way: give the CLIP of the store as --clip")
+        if "largest" in made and (s.proposer == "builtin" or s.proposer.startswith(("boxes:", "rpn:"))):
+            raise ConfigError(f"suite ils asks a proposer for all objects, --proposer {s.proposer} cannot do it here")
+        # Options that are missing first, then the files that the others name.
+        for run in runs:
+            self._data(run.labels)
+        targets = [self.evaluation(run) for run in runs]
+        for run, target in zip(runs, targets, strict=True):
+            _require(target.annotations, "annotations to evaluate on: --val-annotations or --second-annotations")
+            _require(target.images, "images to evaluate on: --val-images-folder or --second-images")
+            if run.is_trained:
+                self._check_training(run)
+
+    def _check_training(self, run: Run) -> None:
+        recipe = recipe_named(self._settings.family, run.stage)
+        data = apply_overrides(
+            replace(recipe, data=self._data(run.labels)), (*self._settings.overrides, *run.overrides)
+        ).data
+        _require(data.at(data.annotations), "boxes to train on: --data")
+        _require(data.at(data.images), "images to train on: --data")
+        if recipe.stage.image_labels:
+            _require(data.at(data.label_annotations), "image labels to train on: --data or --strict-data")
+            _require(data.at(data.label_images), "images with labels: --data")
+        if run.labels in ("default", "strict") and recipe.stage.name != "base":
+            _require(Path(data.store), "label store: --store or --strict-store")
+
     def prepare(self) -> None:
         """Paint and label the built-in world; nothing for a full-scale family, whose data are there already."""
         if not self._is_world:
             return
         world = self._settings.world
+        with self._alone(self.world):
+            self._paint(world)
+        self._label(self._out / "labels", self._data("default"), regions=True, tags=True)
+
+    @staticmethod
+    def _alone(folder: Path) -> AbstractContextManager[None]:
+        """One process makes a folder; the others wait and find it."""
+        return locked(folder.with_name(folder.name + ".lock"))
+
+    def _paint(self, world: WorldSettings) -> None:
         paint_ovd_world(
             self.world,
             train=world.train_images,
@@ -76,7 +124,6 @@ class Sources:
             image_labels_per_class=world.image_labels_per_class,
             seed=world.seed,
         )
-        self._label(self._out / "labels", self._data("default"), regions=True, tags=True)
 
     def training_data(self, run: Run, seed: int, checkpoint_of: Callable[[str], Path]) -> DataConfig:
         """What a run trains on; `checkpoint_of` gives the checkpoints of its seed, for labels that they make."""
@@ -102,7 +149,9 @@ class Sources:
         """What a run is evaluated on; raises ConfigError where a second data set is wanted and not given."""
         s = self._settings
         if run.data == "second" and self._is_world:
-            annotations, images = write_second_world(self._out / "second_world", s.world)
+            folder = self._out / "second_world"
+            with self._alone(folder):
+                annotations, images = write_second_world(folder, s.world)
             return Evaluation(annotations=annotations, images=images, protocol="ov-coco")
         if run.data == "second":
             if not (s.second_annotations and s.second_images):
@@ -113,12 +162,15 @@ class Sources:
             return Evaluation(annotations=Path(s.second_annotations), images=Path(s.second_images), protocol=protocol)
         if self._is_world:
             folder = self.world / "annotations"
-            return Evaluation(annotations=folder / VAL_FILE, images=self.world / "val2017", protocol="ov-coco")
+            own: Protocol = "strict" if run.labels == "strict" else "ov-coco"
+            return Evaluation(annotations=folder / VAL_FILE, images=self.world / "val2017", protocol=own)
         annotations_name, images_name = _VAL[s.family]
+        usual: Protocol = "ov-lvis" if s.family == "lvis" else "ov-coco"
         return Evaluation(
             annotations=Path(s.val_annotations) if s.val_annotations else Path(s.data) / annotations_name,
             images=Path(s.val_images) if s.val_images else Path(s.data) / images_name,
-            protocol="ov-lvis" if s.family == "lvis" else "ov-coco",
+            protocol="strict" if run.labels == "strict" else usual,
+            is_federated=s.family == "lvis",
         )
 
     def _data(self, labels: Labels) -> DataConfig:
@@ -131,7 +183,9 @@ class Sources:
         if labels != "strict":
             return own
         if self._is_world:
-            folder = write_strict_labels(self._out / "strict", self.world / "annotations" / TRAIN_FILE, s.world)
+            folder = self._out / "strict"
+            with self._alone(folder):
+                write_strict_labels(folder, self.world / "annotations" / TRAIN_FILE, s.world)
             images = self._out / "strict" / "image_labels"
             return replace(
                 own,
@@ -151,9 +205,12 @@ class Sources:
 
     def _label_by_detector(self, store: Path, data: DataConfig, checkpoint: Path) -> None:
         """The regions and text of the default store, and tags where a trained detector finds them."""
-        done = store / "complete"
-        if done.exists():
-            return
+        with self._unfinished(store) as done:
+            if done is not None:
+                self._fill_by_detector(store, data, checkpoint)
+                done.touch()
+
+    def _fill_by_detector(self, store: Path, data: DataConfig, checkpoint: Path) -> None:
         default = Path(data.store)
         shutil.copytree(
             default, store, dirs_exist_ok=True, ignore=shutil.ignore_patterns("tags*", "complete", "*.lock")
@@ -165,7 +222,6 @@ class Sources:
             proposer=DetectorProposer(checkpoint, trained_on), names_of=names_of, threshold=LOWEST_SCORE
         )
         label_images(store, data.at(data.label_images), list(names_of), labeller, read_image=read_image)
-        done.touch()
 
     def _label(
         self,
@@ -178,9 +234,25 @@ class Sources:
         largest: bool = False,
     ) -> None:
         """Fill a store with what training on `data` reads; what is there already is left alone."""
+        with self._unfinished(store) as done:
+            if done is not None:
+                self._fill(store, data, regions=regions, tags=tags, proposer=proposer, largest=largest)
+                done.touch()
+
+    @contextmanager
+    def _unfinished(self, store: Path) -> Iterator[Path | None]:
+        """Alone at a store that is not complete: the mark to leave once it is; None for one that is."""
         done = store / "complete"
         if done.exists():
+            yield None
             return
+        with self._alone(store):
+            # Another process may have completed it meanwhile.
+            yield None if done.exists() else done
+
+    def _fill(
+        self, store: Path, data: DataConfig, *, regions: bool, tags: bool, proposer: str | None, largest: bool
+    ) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         choice = TeacherChoice(proposer=proposer or self._settings.proposer)
         teacher: AnyProposer = load_proposer(choice, device, for_names=tags)
@@ -216,4 +288,8 @@ class Sources:
                     size_weight=TAG_SIZE_WEIGHT if self._is_world and not largest else 0.0,
                 ),
             )
-        done.touch()
+
+
+def _require(path: Path, what: str) -> None:
+    if not path.exists():
+        raise ConfigError(f"{path} is not there; it holds the {what}")

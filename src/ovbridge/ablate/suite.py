@@ -48,6 +48,8 @@ class Run:
     """second: evaluated on another data set with other names."""
     paper: Mapping[str, Numbers] = field(default_factory=dict)
     """Version of the paper → its numbers for this row; empty where it has none."""
+    source: str = ""
+    """Where an option that the paper does not have comes from."""
 
     @property
     def is_trained(self) -> bool:
@@ -63,6 +65,8 @@ class Order:
     higher: str
     group: str = "novel"
     """Which number."""
+    or_equal: bool = False
+    """Only that it does not lie below."""
     claim: str = ""
     """Where it is claimed, or that it is a control."""
 
@@ -93,7 +97,7 @@ def with_rows(suite: Suite, rows: Sequence[str]) -> Suite:
         run = next((run for run in suite.runs if run.name == name), None)
         if run is not None and name not in kept:
             kept.add(name)
-            for before in _needs(run):
+            for before in needs(run):
                 keep(before)
 
     for name in rows:
@@ -105,7 +109,8 @@ def with_rows(suite: Suite, rows: Sequence[str]) -> Suite:
     )
 
 
-def _needs(run: Run) -> list[str]:
+def needs(run: Run) -> list[str]:
+    """Names of the runs that it starts from, evaluates, or has its labels from."""
     return [name for name in (run.start, run.evaluates, LABELLED_BY.get(run.labels, "")) if name]
 
 
@@ -118,7 +123,7 @@ def in_order(runs: Sequence[Run]) -> list[Run]:
     ordered: list[Run] = []
 
     def add(run: Run) -> None:
-        for name in _needs(run):
+        for name in needs(run):
             if name not in by_name:
                 raise ConfigError(f"run {run.name!r} needs {name!r}, which is in none of the suites")
             if by_name[name] not in ordered:

@@ -53,6 +53,8 @@ def ablate(
 ) -> None:
     """Train and evaluate every row of the paper's tables, for several seeds; repeat the same command to go on.
 
+    Started twice at the same time, the two processes share the rows: on two cores faster than one process with both.
+
     Args:
         suites: components, rkd, ils, transfer, controls, strict, cross, beyond; or all.
         out: Folder for the runs and tables. More suites and seeds may be added to it later.
@@ -90,6 +92,10 @@ def ablate(
         return
     if out is None or not suites:
         raise ConfigError(f"give --out and at least one suite: {', '.join(SUITES)}, or all")
+    if figures and family != "world":
+        raise ConfigError("--figures draws from runs in the built-in world: leave it out, or --family")
+    if figures and proposer.startswith("boxes:"):
+        raise ConfigError("--figures asks the proposer about new pictures: stored boxes cannot answer")
     from ovbridge.ablate.page import write_tables
     from ovbridge.ablate.run import run_suites
     from ovbridge.ablate.settings import AblateSettings, WorldSettings

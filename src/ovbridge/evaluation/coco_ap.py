@@ -60,8 +60,10 @@ class ClassPrecision:
 
     @staticmethod
     def _percent(precision_TRK: np.ndarray) -> np.ndarray:
-        classes = np.moveaxis(precision_TRK, 2, 0).reshape(precision_TRK.shape[2], -1)
-        return np.array([c[c > -1].mean() * 100 if (c > -1).any() else np.nan for c in classes], dtype=np.float64)
+        rows = np.moveaxis(precision_TRK, 2, 0).reshape(precision_TRK.shape[2], -1)
+        defined = rows > -1
+        kept = (row[there] for row, there in zip(rows, defined, strict=True))
+        return np.array([row.mean() * 100 if len(row) else np.nan for row in kept], dtype=np.float64)
 
 
 def class_precision(

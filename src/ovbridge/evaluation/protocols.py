@@ -132,10 +132,11 @@ def evaluate(
     if protocol == "openimages":
         return {**head, **_openimages(payload, results, vocabulary, groups, strict=strict), **counts}
     precision = _precision(payload, results, protocol, iou_type, federated=federated)
+    ap_K, ap50_K = precision.ap(), precision.ap_at(0.5)
     return {
         **head,
-        "ap50": {name: mean(precision.ap_at(0.5)[columns], strict=strict) for name, columns in groups.items()},
-        "ap": {name: mean(precision.ap()[columns], strict=strict) for name, columns in groups.items()},
+        "ap50": {name: mean(ap50_K[columns], strict=strict) for name, columns in groups.items()},
+        "ap": {name: mean(ap_K[columns], strict=strict) for name, columns in groups.items()},
         "per_class": per_class(precision, vocabulary),
         **counts,
         "classes_without_ground_truth": [vocabulary.names[k] for k in groups["all"] if not precision.instances[k]],

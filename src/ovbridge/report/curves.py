@@ -60,7 +60,7 @@ def precision_recall_curves(stages: Sequence[StageReport]) -> str:
 
 
 def class_bars(stages: Sequence[StageReport], names: Sequence[str], title: str) -> str:
-    """AP50 of each named class, one dot a stage on a line from the first to the last, best class on top."""
+    """AP50 of each named class, one dot a stage; the number is the last stage's, best class on top."""
     ordered = sorted(names, key=lambda name: stages[-1].class_ap50.get(name, 0.0))
     with chart(height=0.27 * len(ordered) + 1.0) as (figure, axes):
         axis = axes[0, 0]
@@ -69,12 +69,13 @@ def class_bars(stages: Sequence[StageReport], names: Sequence[str], title: str) 
         axis.hlines(rows, values.min(axis=0), values.max(axis=0), color=GRID, linewidth=5, capstyle="round")
         for row_values, colour in zip(values, SERIES, strict=False):
             axis.scatter(row_values, rows, s=44, color=colour, zorder=3, linewidth=0)
-        for row, value in zip(rows, values[-1], strict=True):
+        # Beyond the rightmost dot, which need not be the last stage's: on the dots it could not be read.
+        for row, value, right in zip(rows, values[-1], values.max(axis=0), strict=True):
             axis.annotate(
-                f"{value:.0f}", (value, row), xytext=(8, 0), textcoords="offset points", va="center", color=MUTED
+                f"{value:.0f}", (right, row), xytext=(8, 0), textcoords="offset points", va="center", color=MUTED
             )
         axis.set_yticks(rows, ordered, color=INK)
-        axis.set(xlim=(-1, 104), ylim=(-0.7, len(ordered) - 0.3), xlabel="AP50")
+        axis.set(xlim=(-1, 106), ylim=(-0.7, len(ordered) - 0.3), xlabel="AP50")
         axis.grid(axis="y", visible=False)
         axis.spines["left"].set_visible(False)
         axis.set_title(title)

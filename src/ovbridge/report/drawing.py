@@ -69,8 +69,10 @@ def draw_boxes(
         x1, y1, x2, y2 = boxes[i]
         canvas.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), outline=colours[i], width=line)
     if labels is not None:
+        placed = _places(canvas, image.size, boxes, labels, font)
         for i in order:
-            _draw_label(canvas, image.size, boxes[i], labels[i], colours[i], font)
+            if labels[i]:
+                _draw_label(canvas, placed[i], labels[i], colours[i], font)
     return image
 
 
@@ -89,26 +91,63 @@ def data_uri(image: Image.Image, *, quality: int = 88) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _draw_label(
+Tag = tuple[float, float, float, float]
+"""Left, top, right and bottom of a label in pixels of the picture."""
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _places(
     canvas: ImageDraw.ImageDraw,
     size: tuple[int, int],
-    box: tuple[float, ...],
-    label: str,
-    colour: Colour,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    """A filled tag on the upper edge of the box, moved inside the picture where it would stick out."""
-    if not label:
-        return
+    boxes: Sequence[tuple[float, ...]],
+    labels: Sequence[str],
+    font: Font,
+) -> list[Tag]:
+    """Where each tag goes: on the upper edge of its box, or where that would hide a better one's, inside or below.
+
+    Always inside the picture; with nowhere free it stays on the upper edge, under the better one.
+    """
+    placed: list[Tag] = []
+    for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True):
+        width, height = _tag_size(canvas, label, font)
+        top, bottom = min(y1, y2), max(y1, y2)
+        choices = [
+            _inside((x, y, x + width, y + height), size)
+            for y in (top - height if top >= height else max(top, 0.0), top, bottom - height, bottom)
+            for x in (min(x1, x2), max(x1, x2) - width)
+        ]
+        free = (tag for tag in choices if not any(_overlap(tag, other) for other in placed))
+        placed.append(next(free, choices[0]))
+    return placed
+
+
+def _tag_size(canvas: ImageDraw.ImageDraw, label: str, font: Font) -> tuple[float, float]:
     left, top, right, bottom = canvas.textbbox((0, 0), label, font=font)
-    pad = max(2, round((bottom - top) * 0.25))
-    width, height = right - left + 2 * pad, bottom - top + 2 * pad
-    x = min(max(box[0], 0), max(size[0] - width, 0))
-    above = box[1] - height
-    y = above if above >= 0 else min(max(box[1], 0), max(size[1] - height, 0))
-    canvas.rectangle((x, y, x + width, y + height), fill=colour)
+    pad = _padding(bottom - top)
+    return right - left + 2 * pad, bottom - top + 2 * pad
+
+
+def _padding(text_height: float) -> int:
+    return max(2, round(text_height * 0.25))
+
+
+def _inside(tag: Tag, size: tuple[int, int]) -> Tag:
+    width, height = tag[2] - tag[0], tag[3] - tag[1]
+    x, y = (min(max(tag[k], 0.0), max(size[k] - length, 0.0)) for k, length in enumerate((width, height)))
+    return x, y, x + width, y + height
+
+
+def _overlap(one: Tag, other: Tag) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _draw_label(canvas: ImageDraw.ImageDraw, tag: Tag, label: str, colour: Colour, font: Font) -> None:
+    """A filled tag with the text in whichever of white and black reads better on it."""
+    left, top, _, bottom = canvas.textbbox((0, 0), label, font=font)
+    pad = _padding(bottom - top)
+    canvas.rectangle(tag, fill=colour)
     ink = (255, 255, 255) if _luminance(colour) < 0.45 else (15, 23, 42)
-    canvas.text((x + pad - left, y + pad - top), label, fill=ink, font=font)
+    canvas.text((tag[0] + pad - left, tag[1] + pad - top), label, fill=ink, font=font)
 
 
 def _luminance(colour: Colour) -> float:

@@ -17,6 +17,8 @@ Array = np.ndarray[Any, Any]
 
 PAPER_THRESHOLD = 0.95
 """Score from which the paper trusts the box of a caption's tag."""
+FEWEST_BOXES = 10
+"""A share of fewer boxes is not drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ def threshold_chart(by_role: Mapping[str, NamedBoxQuality]) -> str:
     with chart(1, 2, height=3.0) as (figure, axes):
         for role, quality in by_role.items():
             precision, kept = precision_by_threshold(quality, thresholds)
+            precision = np.where(np.rint(kept * len(quality.scores_N)) >= FEWEST_BOXES, precision, np.nan)
             label = f"{role} ({len(quality.scores_N)} boxes)"
             axes[0, 0].plot(thresholds, precision, color=colours[role], label=label)
             axes[0, 1].plot(thresholds, kept, color=colours[role])

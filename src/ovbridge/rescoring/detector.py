@@ -6,6 +6,7 @@ Legend: R regions, F region feature, D embedding, K names, N detections.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def detect_fused(
     score_threshold: float,
     max_detections: int,
 ) -> list[RawDetections]:
-    """As `TwoStageDetector.detect` without masks, with the two heads mixed and objectness in the score."""
+    """As `TwoStageDetector.detect`, with the two heads mixed and objectness in the score."""
     limits, config, head = model.config.rpn, model.config.postprocess, model.roi_head
     encoded = model.encode(images)
     proposals = model.rpn.select(
@@ -129,12 +130,17 @@ def detect_fused(
     objectness_R = torch.cat([p.logits for p in proposals]).sigmoid()
     score_RK = fuse_objectness(class_RK, objectness_R, novel_K, fusion)
     counts = [len(p.boxes_xyxy) for p in proposals]
-    return [
+    found = [
         _select(boxes, scores, size, config.nms_iou, score_threshold, max_detections)
         for boxes, scores, size in zip(
             torch.split(boxes_R4, counts), torch.split(score_RK, counts), encoded.sizes, strict=True
         )
     ]
+    if model.mask_head is None:
+        return found
+    masks = model.mask_head(encoded.features, batch_rois([d.boxes_xyxy for d in found])).sigmoid()
+    parts = torch.split(masks, [len(d.boxes_xyxy) for d in found])
+    return [replace(d, mask_probabilities=part) for d, part in zip(found, parts, strict=True)]
 
 
 def fuse_objectness(class_RK: Tensor, objectness_R: Tensor, novel_K: Tensor, fusion: ScoreFusion) -> Tensor:

@@ -9,7 +9,7 @@ from ovbridge.vocabulary import Vocabulary
 
 
 def fused_detector(detector: Detector, vocabulary: Vocabulary, fusion: ScoreFusion) -> FusedDetector:
-    """`detector` over all names of `vocabulary`, boxes only; CLIP for crops and prompts is the one that it names.
+    """`detector` over all names of `vocabulary`; CLIP for crops and prompts is the one that it names.
 
     Raises TeacherError where that cannot be loaded, ConfigError where the detector lacks what the fusion mixes.
     """

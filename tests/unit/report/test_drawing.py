@@ -41,6 +41,15 @@ def test_best_detection_is_on_top() -> None:
     assert image.getpixel((10, 20)) == (255, 0, 0)
 
 
+def test_tags_of_one_corner_do_not_hide_each_other() -> None:
+    wide = np.zeros((240, 320, 3), np.uint8)
+    boxes, colours = np.array([[40, 100, 200, 220]] * 2), [(255, 0, 0), (0, 0, 255)]
+    alone = np.asarray(draw_boxes(wide, boxes[:1], colours[:1], ["mug"]))
+    both = np.asarray(draw_boxes(wide, boxes, colours, ["mug", "cup"]))
+    assert np.array_equal(both[:98, :120], alone[:98, :120]), "the better one's stays where it was"
+    assert ((both[..., 2] == 255) & (both[..., 0] == 0)).sum() > 100
+
+
 def test_boxes_outside_the_picture_and_unknown_roles_survive() -> None:
     for box in ((-50.0, -40.0, 500.0, 400.0), (70.0, 0.0, 79.0, 4.0), (5.0, 5.0, 5.0, 5.0), (9.0, 9.0, 3.0, 3.0)):
         draw_detections(BLACK, _found(box, name="a very long name that is wider than the picture"), roles={})

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from torch.nn import functional as F
 
 from ovbridge.config_tree import apply_overrides
 from ovbridge.detector import DetectorMetadata, build_detector, to_weight_transfer, world_r18_fpn
-from ovbridge.detector.config import TransferConfig
+from ovbridge.detector.config import MaskConfig, TransferConfig
 from ovbridge.errors import ConfigError
 from ovbridge.inference import Detector
 from ovbridge.rescoring import FusedDetector, ScoreFusion
@@ -56,6 +58,19 @@ def test_all_weight_on_the_distilled_head_classifies_with_it_alone(detector, ima
     torch.testing.assert_close(found.scores, expected.scores)
     with pytest.raises(ConfigError, match="needs a detector with weight transfer"):
         FusedDetector(before, NAMES, ROLES, ScoreFusion(distilled_head=0.5))
+
+
+def test_a_detector_with_masks_keeps_them(detector, image):
+    # Rows of one LVIS table must all be mask AP.
+    config = replace(world_r18_fpn(embedding_dim=8), mask=MaskConfig(resolution=4, channels=8, convolutions=1))
+    model = build_detector(config, detector.model.roi_head.classifier.text_KD, seed=1)
+    plain = Detector(model, detector.metadata, device="cpu")
+    expected = plain.detect_batch([image, image], score_threshold=0.3, max_detections=10)
+    fused = FusedDetector(plain, NAMES, ROLES, ScoreFusion())
+    found = fused.detect_batch([image, image], score_threshold=0.3, max_detections=10)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.masks.shape == (len(theirs), 64, 80)
+        assert torch.equal(ours.masks, theirs.masks)
 
 
 def test_objectness_goes_into_the_columns_of_its_role():
