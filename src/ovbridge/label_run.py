@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 
+from ovbridge.device import Precision
 from ovbridge.errors import ConfigError, TeacherError
 from ovbridge.labeling.labellers import CAPTION_THRESHOLD, JointLabeller, Labeller, RegionLabeller, TagLabeller
 from ovbridge.labeling.pseudo_boxes import SelectionConfig
 from ovbridge.labeling.region_embeddings import CropRule
+from ovbridge.teachers.mavl.inference import settled_precision
 from ovbridge.teachers.protocol import AnyProposer
 
 
@@ -30,6 +32,8 @@ class TeacherChoice:
     """What the proposer has seen, where the user knows better than its file."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    precision: Precision = "fp32"
+    """fp32, bf16, fp16, or auto: bf16 where the hardware computes it. Of the proposer and of CLIP's image tower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,7 @@ class LabellingPlan:
     def build(self) -> Labeller:
         """Load the teachers; raises what they raise."""
         device = device_named(self.teachers.device)
+        precision = settled_precision(device, self.teachers.precision)
         proposer = load_proposer(self.teachers, device, for_names=self.names_of is not None)
         tags = None
         if self.names_of is not None:
@@ -60,6 +65,7 @@ class LabellingPlan:
                 threshold=self.threshold,
                 size_weight=self.size_weight,
                 paper_exact=self.selection.paper_exact,
+                precision=precision,
             )
         if not self.regions:
             if tags is None:
@@ -69,20 +75,21 @@ class LabellingPlan:
 
         regions = RegionLabeller(
             proposer=proposer,
-            encoder=load_clip(self.teachers.clip, device),
+            encoder=load_clip(self.teachers.clip, device, precision=precision),
             selection=self.selection,
             crop_rule=self.crop_rule,
+            precision=precision,
         )
         return regions if tags is None else JointLabeller(regions=regions, tags=tags)
 
-    def check_knows(self, labeller: Labeller, image_keys: Sequence[str]) -> None:
-        """Raise DataError if the proposer's boxes come from a file that has none of the images."""
+    def check_knows(self, labeller: Labeller, image_keys: Sequence[str], max_failed: float) -> None:
+        """Raise DataError if the proposer's boxes come from a file that lacks more than a share of the images."""
         from ovbridge.teachers.stored_boxes import StoredBoxes
 
         part = labeller.regions if isinstance(labeller, JointLabeller) else labeller
         proposer = getattr(part, "proposer", None)
         if isinstance(proposer, StoredBoxes):
-            proposer.check_knows(image_keys)
+            proposer.check_knows([key for key in image_keys if labeller.tables_of(key)], max_failed)
 
 
 def device_named(name: str) -> torch.device:
@@ -112,7 +119,9 @@ def load_proposer(choice: TeacherChoice, device: torch.device, *, for_names: boo
     if colon and kind == "hf":
         from ovbridge.teachers.hf_proposer import load_hf_proposer
 
-        return load_hf_proposer(rest, device, trained_on=choice.trained_on)
+        return load_hf_proposer(
+            rest, device, trained_on=choice.trained_on, precision=settled_precision(device, choice.precision)
+        )
     if colon and kind == "rpn":
         if for_names:
             raise TeacherError(f"{choice.proposer} finds objects, not names: use it for 'label regions'")
@@ -129,7 +138,7 @@ def load_proposer(choice: TeacherChoice, device: torch.device, *, for_names: boo
         return stored
     from ovbridge.teachers.mavl.proposer import load_mavl
 
-    mavl = load_mavl(choice.proposer, device)
+    mavl = load_mavl(choice.proposer, device, precision=choice.precision)
     if choice.trained_on:
         mavl.trained_on = choice.trained_on
     return mavl

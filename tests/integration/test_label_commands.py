@@ -58,8 +58,10 @@ class ColourClip:
 
 @pytest.fixture(autouse=True)
 def teachers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovbridge.teachers.mavl.proposer.load_mavl", lambda name, device: ColourProposer())
-    monkeypatch.setattr("ovbridge.teachers.clip.load_clip", lambda name, device: ColourClip())
+    monkeypatch.setattr(
+        "ovbridge.teachers.mavl.proposer.load_mavl", lambda name, device, precision="fp32": ColourProposer()
+    )
+    monkeypatch.setattr("ovbridge.teachers.clip.load_clip", lambda name, device, precision="fp32": ColourClip())
 
 
 @pytest.fixture
@@ -194,6 +196,10 @@ def test_search_outlives_the_images(ovbridge, images: Path, tmp_path: Path) -> N
         (["label", "all", "--images", "IMAGES", "--annotations", "absent.json", "--store", "S"], "absent.json"),
         (["label", "regions", "--images", "IMAGES", "--store", "S", "--shard", "2/2"], "--shard 2/2"),
         (["label", "regions", "--images", "IMAGES", "--store", "S", "--device", "abacus"], "abacus"),
+        (
+            ["label", "regions", "--images", "IMAGES", "--store", "S", "--engine", "ray", "--precision", "auto"],
+            "say fp32 or bf16",
+        ),
         (["label", "regions", "--images", "IMAGES"], "--store"),
         (["label", "tags", "--images", "IMAGES", "--annotations", "absent.json", "--store", "S"], "absent.json"),
         (["label", "text", "--store", "S"], "--names"),
@@ -241,10 +247,11 @@ def test_boxes_from_a_file_stand_in_for_a_proposer(ovbridge, images: Path, tmp_p
     store = tmp_path / "store"
     words = ["label", "regions", "--images", images, "--store", store, "--proposer", f"boxes:{tmp_path}/boxes.json"]
     code, _, err = ovbridge(*words)
-    assert code == 2  # more/2.png is not in the file: one of four failed
-    assert "1 of 4 images failed" in err
+    assert code == 2  # more/2.png is not in the file: one of four
+    assert "lacks 1 of 4 images" in err
+    assert not store.exists()
     summary = result(ovbridge(*words, "--max-failed", "0.3", "--json"))
-    assert summary["failures"] == {"more/2.png": "teacher: LookupError: no boxes stored for this image"}
+    assert summary["failures"] == {"more/2.png": "no boxes stored for this image"}
     assert LabelStore.open(store).regions(["0.png"])["0.png"].boxes_xyxy.tolist() == [[1, 2, 21, 12]]
     assert LabelStore.open(store).manifest("regions").proposer_trained_on == "nothing at all"
     code, out, _ = ovbridge("label", "status", store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ovbridge.teachers.mavl.backbone import level_padding, sine_position
 from ovbridge.teachers.mavl.config import mavl_full
+from ovbridge.teachers.mavl.inference import prepare_for_labelling
 from ovbridge.teachers.mavl.model import EncodedImages, Mavl
 from ovbridge.teachers.mavl.proposer import MavlProposer
 from ovbridge.teachers.mavl.samples import batch_pixels, resize
@@ -89,6 +91,14 @@ def test_encoder_and_decoder(case: Case) -> None:
     torch.testing.assert_close(encoded.memory[0, ::97, :64], golden["img_memory_every97th_first64ch"], **CLOSE)
     torch.testing.assert_close(encoded.reference[0], golden["reference_points"], **CLOSE)
     torch.testing.assert_close(encoded.decoded[-1][0, :32], golden["decoder_out_first32"], **CLOSE)
+
+
+def test_made_ready_to_label_it_agrees_still(case: Case) -> None:
+    ready = prepare_for_labelling(copy.deepcopy(case.model), "fp32")
+    with torch.inference_mode():
+        encoded = ready.encode(case.pixels)
+    torch.testing.assert_close(encoded.memory[0, ::97, :64], case.golden["img_memory_every97th_first64ch"], **CLOSE)
+    torch.testing.assert_close(encoded.decoded[-1][0, :32], case.golden["decoder_out_first32"], **CLOSE)
 
 
 @pytest.mark.parametrize("name", QUERIES)

@@ -41,6 +41,7 @@ STATUS_EXAMPLES = "ovbridge label status runs/labels --json"
 
 CropRuleName = Literal["tight", "square", "ensemble-1.5", "masked"]
 EngineName = Literal["local", "ray"]
+PrecisionName = Literal["fp32", "bf16", "fp16", "auto"]
 
 
 def run(argv: Sequence[str]) -> None:
@@ -75,6 +76,7 @@ def regions(
     shard: str = "0/1",
     max_failed: float = 0.05,
     retry_failed: bool = False,
+    precision: PrecisionName = "fp32",
     device: str = "auto",
     json: bool = False,
 ) -> None:
@@ -101,6 +103,8 @@ def regions(
         shard: i/n: only the i-th of n parts, counted from 0; n commands may share one store.
         max_failed: Largest share of images that may fail.
         retry_failed: Take up images that failed before.
+        precision: What the teachers compute in: fp32, bf16 (several times faster where the hardware has it), fp16,
+            or auto: bf16 where it pays.
         device: auto, cpu or cuda.
         json: Print the result as JSON.
     """
@@ -111,7 +115,7 @@ def regions(
     settings = _settings(batch, threads, shard, max_failed, retry_failed)
     keys = image_keys_in(images)
     plan = LabellingPlan(
-        teachers=TeacherChoice(proposer=proposer, clip=clip, trained_on=trained_on, device=device),
+        teachers=TeacherChoice(proposer=proposer, clip=clip, trained_on=trained_on, device=device, precision=precision),
         regions=True,
         selection=SelectionConfig(top_k=top_k, paper_exact=paper_exact),
         crop_rule=crop_rule,
@@ -139,6 +143,7 @@ def tags(
     shard: str = "0/1",
     max_failed: float = 0.05,
     retry_failed: bool = False,
+    precision: PrecisionName = "fp32",
     device: str = "auto",
     json: bool = False,
 ) -> None:
@@ -165,6 +170,8 @@ def tags(
         shard: i/n: only the i-th of n parts, counted from 0; n commands may share one store.
         max_failed: Largest share of images that may fail.
         retry_failed: Take up images that failed before.
+        precision: What the teachers compute in: fp32, bf16 (several times faster where the hardware has it), fp16,
+            or auto: bf16 where it pays.
         device: auto, cpu or cuda.
         json: Print the result as JSON.
     """
@@ -174,7 +181,7 @@ def tags(
     settings = _settings(batch, threads, shard, max_failed, retry_failed)
     names_of, usual_threshold = _known_names(images, annotations, names_from, rule)
     plan = LabellingPlan(
-        teachers=TeacherChoice(proposer=proposer, trained_on=trained_on, device=device),
+        teachers=TeacherChoice(proposer=proposer, trained_on=trained_on, device=device, precision=precision),
         names_of=names_of,
         selection=SelectionConfig(paper_exact=paper_exact),
         threshold=usual_threshold if threshold is None else threshold,
@@ -206,6 +213,7 @@ def regions_and_tags(
     shard: str = "0/1",
     max_failed: float = 0.05,
     retry_failed: bool = False,
+    precision: PrecisionName = "fp32",
     device: str = "auto",
     json: bool = False,
 ) -> None:
@@ -236,6 +244,8 @@ def regions_and_tags(
         shard: i/n: only the i-th of n parts, counted from 0; n commands may share one store.
         max_failed: Largest share of images that may fail.
         retry_failed: Take up images that failed before.
+        precision: What the teachers compute in: fp32, bf16 (several times faster where the hardware has it), fp16,
+            or auto: bf16 where it pays.
         device: auto, cpu or cuda.
         json: Print the result as JSON.
     """
@@ -247,7 +257,7 @@ def regions_and_tags(
     keys = image_keys_in(images)
     names_of, usual_threshold = _known_names(images, annotations, names_from, rule)
     plan = LabellingPlan(
-        teachers=TeacherChoice(proposer=proposer, clip=clip, trained_on=trained_on, device=device),
+        teachers=TeacherChoice(proposer=proposer, clip=clip, trained_on=trained_on, device=device, precision=precision),
         regions=True,
         names_of=names_of,
         selection=SelectionConfig(top_k=top_k, paper_exact=paper_exact),
@@ -371,6 +381,8 @@ def _label(
 
     engine: Engine | None = None
     if where.engine == "ray":
+        if plan.teachers.precision == "auto":
+            raise ConfigError("--precision auto may mean something else on every machine: say fp32 or bf16 with Ray")
         from ovbridge.labeling.ray_engine import RayConfig, RayEngine, connect
 
         config = RayConfig(address=where.ray_address, teachers=where.teachers)
@@ -383,7 +395,7 @@ def _label(
             config=config,
         )
     labeller = plan.build()
-    plan.check_knows(labeller, keys)
+    plan.check_knows(labeller, keys, settings.max_failed)
     summary = label_images(store, images, keys, labeller, read_image=read_image, settings=settings, engine=engine)
     _report(summary, store, json)
 

@@ -60,6 +60,8 @@ class Manifest:
     """Embedding width D."""
     crop_rule: str | None = None
     """How a box became a crop: tight, square, ensemble-1.5 or masked."""
+    precision: str | None = None
+    """What the teachers computed in: fp32, bf16 or fp16; None in stores that do not say."""
     image_sets: tuple[ImageSet, ...] = ()
     """The folders labelled so far. May grow: it is not compared."""
 
@@ -82,6 +84,7 @@ class Manifest:
             "proposer": _weights(self.proposer, self.proposer_digest, other.proposer, other.proposer_digest),
             "image encoder": _weights(self.encoder, self.encoder_digest, other.encoder, other.encoder_digest),
             **{name.replace("_", " "): (getattr(self, name), getattr(other, name)) for name in plain},
+            **({"precision": (self.precision, other.precision)} if self.precision and other.precision else {}),
             **{name.replace("_", " "): (self.selection.get(name), other.selection.get(name)) for name in settings},
         }
 

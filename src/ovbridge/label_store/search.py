@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ovbridge.errors import StoreError
 from ovbridge.label_store.store import LabelStore
+from ovbridge.label_store.table import read_settled
 
 LISTS_READ = 32
 MEASURED_AGAIN = 10
@@ -48,8 +49,6 @@ def search_regions(store: LabelStore, query_D: Tensor, *, top: int = 20) -> list
 
     Raises StoreError if the store has no regions or another embedding width.
     """
-    import lance
-
     manifest = store.manifest("regions")
     if manifest.embedding_dim != len(query_D):
         raise StoreError(
@@ -60,26 +59,25 @@ def search_regions(store: LabelStore, query_D: Tensor, *, top: int = 20) -> list
         return []
     # Cosine ignores length; a unit vector cannot overflow half precision.
     query = (query_D / query_D.norm().clamp(min=1e-12)).cpu().numpy().astype(np.float16)
-    rows = (
-        lance.dataset(str(Path(store.path) / "regions.lance"))
-        .scanner(
+    nearest = {
+        "column": "embedding",
+        "q": query,
+        "k": top,
+        "metric": "cosine",
+        # With an index: how many of its lists are read, and how many more hits are measured exactly.
+        "nprobes": LISTS_READ,
+        "refine_factor": MEASURED_AGAIN,
+    }
+    found = read_settled(
+        Path(store.path) / "regions.lance",
+        lambda dataset: dataset.scanner(
             columns=["image_key", "box_xyxy", "score", "_distance"],
-            nearest={
-                "column": "embedding",
-                "q": query,
-                "k": top,
-                "metric": "cosine",
-                # With an index: how many of its lists are read, and how many more hits are measured exactly.
-                "nprobes": LISTS_READ,
-                "refine_factor": MEASURED_AGAIN,
-            },
+            nearest=nearest,
             filter="status = 'ok'",
             prefilter=True,
-        )
-        .to_table()
-        .sort_by("_distance")
-        .to_pylist()
+        ).to_table(),
     )
+    rows = found.sort_by("_distance").to_pylist()
     return [
         RegionHit(
             image_key=row["image_key"],

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,11 @@ FEWEST_INDEXED = 4096
 """A vector index learns 256 centres a sub-vector: from fewer rows it would learn nothing."""
 MEMORY_LIMIT_BYTES = 256 << 20
 """Columns are held in memory up to this size, narrow ones first; the rest is read from disk when asked for."""
+
+
+READ_AGAIN = 20
+"""A reader meets so many compactions in a row before it gives up; one takes longer than opening the data set anew."""
+_Found = TypeVar("_Found")
 
 
 class LabelTable:
@@ -58,7 +63,7 @@ class LabelTable:
     def keys(self) -> set[str]:
         """Image keys with committed rows, those of other writers included."""
         if self.exists():
-            self._learn(_open(self.path))
+            read_settled(self.path, self._learn)
         return set(self._known)
 
     def _learn(self, dataset: Any) -> None:
@@ -145,7 +150,9 @@ class LabelTable:
         """Some columns of all rows (that fulfil an SQL condition), in stored order."""
         if not self.exists():
             return self._schema.empty_table().select(list(names))
-        return _open(self.path).scanner(columns=list(names), filter=condition).to_table()
+        return read_settled(
+            self.path, lambda dataset: dataset.scanner(columns=list(names), filter=condition).to_table()
+        )
 
     def rows(self, image_keys: Sequence[str]) -> tuple[Columns, Ranges]:
         """Label columns of the images that did not fail, and (first row, rows) of each; as of the first call here.
@@ -153,15 +160,21 @@ class LabelTable:
         An image without boxes has no rows; one that failed or is not there has no entry.
         """
         if self._reader is None or self._reader.process != os.getpid():
-            self._reader = _Reader(self.path, self._schema, self._memory_limit) if self.exists() else None
+            self._reader = self._open_reader() if self.exists() else None
         if self._reader is None:
             return {field.name: to_numpy(self._schema.empty_table()[field.name]) for field in self._schema}, {}
         try:
             return self._reader.rows(image_keys)
-        except OSError:
+        except (OSError, ValueError):
             # A compaction elsewhere removed the version that this reader had open.
-            self._reader = _Reader(self.path, self._schema, self._memory_limit)
-            return self._reader.rows(image_keys)
+            def read(dataset: Any) -> tuple[Columns, Ranges]:
+                reader = self._reader = _Reader(dataset, self._schema, self._memory_limit)
+                return reader.rows(image_keys)
+
+            return read_settled(self.path, read)
+
+    def _open_reader(self) -> _Reader:
+        return read_settled(self.path, lambda dataset: _Reader(dataset, self._schema, self._memory_limit))
 
     @contextmanager
     def _write(self, verb: str) -> Iterator[None]:
@@ -181,16 +194,49 @@ def _open(path: Path) -> Any:
     try:
         return lance.dataset(str(path))
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is not a readable Lance dataset ({error}): label into a new --store") from None
+        raise _unreadable(path, error) from None
+
+
+def read_settled(path: Path, read: Callable[[Any], _Found]) -> _Found:
+    """What `read` finds in the newest version of a data set.
+
+    A compaction may remove the files of a version while they are read: then the newest one is read from the start.
+    Raises StoreError where a version that is still the newest cannot be read.
+    """
+    import lance
+
+    failure: Exception = OSError("it changes all the time")
+    seen = None
+    for _ in range(READ_AGAIN):
+        try:
+            dataset = lance.dataset(str(path))
+            version = dataset.version
+        except (OSError, ValueError) as error:
+            # Between the listing of the versions and the opening of the newest, it may be gone.
+            failure = error
+            continue
+        try:
+            return read(dataset)
+        except (OSError, ValueError) as error:
+            failure = error
+        if version == seen:
+            break
+        seen = version
+    raise _unreadable(path, failure)
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    line = " ".join(str(error).split())[:200]
+    return StoreError(f"{path} is not a readable Lance dataset ({line}): label into a new --store")
 
 
 class _Reader:
     """A snapshot of a table: where the rows of each image are, and the rows themselves where they fit."""
 
-    def __init__(self, path: Path, schema: pa.Schema, memory_limit: int) -> None:
+    def __init__(self, dataset: Any, schema: pa.Schema, memory_limit: int) -> None:
         self.process = os.getpid()
         self._columns = [name for name in schema.names if name not in ("image_key", "rank", "status", "cause")]
-        self._dataset = _open(path)
+        self._dataset = dataset
         self._none = schema.empty_table()
         index = self._dataset.to_table(columns=["image_key", "status"])
         runs = pc.run_end_encode(_one_array(index["image_key"]))

@@ -49,6 +49,8 @@ class RegionLabeller:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     crop_rule: CropRule = "tight"
     queries: tuple[str, ...] = CLASS_AGNOSTIC_QUERIES
+    precision: str | None = None
+    """What the teachers compute in, for the manifest; None where nobody said."""
 
     def __post_init__(self) -> None:
         check_crop_rule(self.crop_rule, self.encoder)
@@ -68,6 +70,7 @@ class RegionLabeller:
                 crop_rule=self.crop_rule,
                 queries=self.queries,
                 selection=self.selection.summary(),
+                precision=self.precision,
             ),
         )
 
@@ -106,6 +109,8 @@ class TagLabeller:
     """How much a larger box is preferred: see `best_box`."""
     paper_exact: bool = False
     """Boxes truncated to whole pixels and not clipped to the image, as in the released scripts."""
+    precision: str | None = None
+    """What the proposer computes in, for the manifest; None where nobody said."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.size_weight <= 10.0:
@@ -124,6 +129,7 @@ class TagLabeller:
                 selection={"threshold": self.threshold, "paper_exact": self.paper_exact}
                 # Stores of before this setting go on.
                 | ({"size_weight": self.size_weight} if self.size_weight else {}),
+                precision=self.precision,
             ),
         )
 

@@ -19,6 +19,7 @@ import numpy as np
 from ovbridge.errors import OVBridgeError, TeacherError
 from ovbridge.label_store import LabelledImage, Table
 from ovbridge.labeling.labellers import Labeller, Labels
+from ovbridge.teachers.protocol import UnknownImageError
 
 ReadImage = Callable[[Path], np.ndarray]
 """Path → [H, W, 3] uint8 RGB; raises DataError for a file that is no image."""
@@ -173,7 +174,9 @@ def _label_batch(batch: list[_Decoded], labeller: Labeller) -> Iterator[Outcome]
             for image in batch:
                 yield from _label_batch([image], labeller)
         else:
-            yield Outcome(image_key=batch[0].image_key, labels=None, cause=_TEACHER_CAUSE + _cause(error, None))
+            known = isinstance(error, UnknownImageError)
+            cause = str(error) if known else _TEACHER_CAUSE + _cause(error, None)
+            yield Outcome(image_key=batch[0].image_key, labels=None, cause=cause)
         return
     for decoded, labels in zip(batch, found, strict=True):
         yield Outcome(image_key=decoded.image_key, labels=labels)

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovbridge.device import autocast
+from ovbridge.device import Precision, autocast
 from ovbridge.errors import TeacherError
 from ovbridge.teachers.digest import state_digest
 from ovbridge.teachers.masked_attention import encode_masked
@@ -90,11 +90,14 @@ class ClipTeacher:
         embedding_dim: int,
         device: torch.device,
         batch_size: int = 128,
+        precision: Precision = "auto",
     ) -> None:
+        """`precision` is that of the image tower; texts are always embedded in fp32."""
         self.model = model.to(device).eval().requires_grad_(False)
         self.name, self.digest = name, digest
         self.image_size, self.embedding_dim = image_size, embedding_dim
         self._tokenize, self._device, self._batch_size = tokenize, device, batch_size
+        self._precision: Precision = precision
         self._mean = torch.tensor(CLIP_MEAN, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(CLIP_STD, device=device).view(1, 3, 1, 1) * 255
 
@@ -114,7 +117,7 @@ class ClipTeacher:
         parts = []
         for start in range(0, len(crops), self._batch_size):
             pixels = self._pixels(crops[start : start + self._batch_size])
-            with autocast(self._device):
+            with autocast(self._device, self._precision):
                 embeddings = self.model.encode_image(pixels)  # type: ignore[operator]
             parts.append(embeddings.float().cpu())
         return torch.cat(parts)
@@ -139,7 +142,7 @@ class ClipTeacher:
             scale = [self.image_size / crop.shape[0] for crop in crops[some]]
             boxes = torch.tensor(inner_boxes_xyxy[some]) * torch.tensor(scale)[:, None]
             pixels = self._pixels(crops[some])
-            with autocast(self._device):
+            with autocast(self._device, self._precision):
                 embeddings = encode_masked(self.model, pixels, boxes.to(self._device), name=self.name)
             parts.append(embeddings.float().cpu())
         return torch.cat(parts)
@@ -188,7 +191,7 @@ def clip_square(crop: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def load_clip(name_or_path: str, device: torch.device | str = "cpu") -> ClipTeacher:
+def load_clip(name_or_path: str, device: torch.device | str = "cpu", *, precision: Precision = "auto") -> ClipTeacher:
     """A CLIP teacher by name or file.
 
     Args:
@@ -196,16 +199,17 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu") -> ClipTeac
             "MODEL/TAG" of open_clip such as "ViT-B-32-quickgelu/openai", "MODEL:FILE" for local weights, a folder
             with `open_clip_config.json` and weights, or "hf-hub:OWNER/NAME" of open_clip.
         device: where to compute.
+        precision: of the image tower; "auto" is bf16 where the hardware computes it.
 
     Raises:
         TeacherError: no such file or model, foreign weights, or weights that only a network could fetch.
     """
     device = torch.device(device)
     if name_or_path in BUILTIN_NAMES:
-        return _load_ours(BUILTIN_CLIP, device, name="builtin")
+        return _load_ours(BUILTIN_CLIP, device, name="builtin", precision=precision)
     if name_or_path.endswith(".safetensors") and ":" not in name_or_path:
-        return _load_ours(Path(name_or_path), device, name=None)
-    return _load_open_clip(name_or_path, device)
+        return _load_ours(Path(name_or_path), device, name=None, precision=precision)
+    return _load_open_clip(name_or_path, device, precision)
 
 
 def save_clip(path: Path, model: nn.Module, tokenizer: ByteBpeTokenizer, config: ClipConfig, trained_on: str) -> None:
@@ -229,7 +233,7 @@ def build_clip(config: ClipConfig, vocab_size: int) -> nn.Module:
     return CLIP(**config.open_clip_config(vocab_size))  # type: ignore[no-any-return]
 
 
-def _load_ours(path: Path, device: torch.device, name: str | None) -> ClipTeacher:
+def _load_ours(path: Path, device: torch.device, name: str | None, precision: Precision) -> ClipTeacher:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -253,10 +257,11 @@ def _load_ours(path: Path, device: torch.device, name: str | None) -> ClipTeache
         image_size=config.image_size,
         embedding_dim=config.embed_dim,
         device=device,
+        precision=precision,
     )
 
 
-def _load_open_clip(name: str, device: torch.device) -> ClipTeacher:
+def _load_open_clip(name: str, device: torch.device, precision: Precision) -> ClipTeacher:
     model_name, weights = _open_clip_model(name)
     import open_clip
 
@@ -279,6 +284,7 @@ def _load_open_clip(name: str, device: torch.device) -> ClipTeacher:
         image_size=int(size[0] if isinstance(size, tuple | list) else size),
         embedding_dim=int(embedding_dim),
         device=device,
+        precision=precision,
     )
 
 

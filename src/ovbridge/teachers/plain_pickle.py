@@ -2,7 +2,8 @@
 
 A pickle is a program. This reader lets it build lists, tuples, dictionaries, text, numbers and numpy arrays of
 numbers; the few names that a pickled array mentions are answered by stand-ins of ours, every other name is refused,
-so no code outside this file is ever reached. Pickled torch tensors are recognised and left unread.
+so no code outside this file is ever reached. Pickled torch tensors are recognised and left unread. Nothing may take
+more memory than a few times the size of the file: what is repeated by reference counts each time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +60,7 @@ class _Array:
         kind, shape = dtype.numpy(), tuple(int(n) for n in shape)
         if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != len(raw):
             raise ValueError("an array whose size does not fit its bytes")
-        return np.frombuffer(bytes(raw), dtype=kind).reshape(shape, order="F" if column_major else "C")
+        return np.frombuffer(raw, dtype=kind).reshape(shape, order="F" if column_major else "C")
 
 
 class _Type:
@@ -80,12 +83,6 @@ def _scalar(dtype: object, raw: object) -> _Array:
     return array
 
 
-def _encode(text: object, encoding: object = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding != "latin1":
-        raise ValueError("text in an unexpected encoding")
-    return text.encode("latin1")
-
-
 def _tensor(*_: object) -> OpaqueTensor:
     return OpaqueTensor()
 
@@ -97,7 +94,6 @@ def _empty(*_: object) -> dict[Any, Any]:
 _KNOWN: dict[tuple[str, str], Callable[..., object]] = {
     ("numpy", "ndarray"): _Type,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
     ("collections", "OrderedDict"): _empty,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch.storage", "_load_from_bytes"): _tensor,
@@ -112,7 +108,22 @@ class _RefusedError(Exception):
 
 
 class _PlainUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._left = len(data)
+
+    def _encode(self, text: object, encoding: object = "latin1") -> bytes:
+        """The bytes of an array as old protocols write them; each is in the file, so together they are no longer."""
+        if not isinstance(text, str) or encoding != "latin1":
+            raise ValueError("text in an unexpected encoding")
+        self._left -= len(text)
+        if self._left < 0:
+            raise ValueError(_TOO_MUCH)
+        return text.encode("latin1")
+
     def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) == ("_codecs", "encode"):
+            return self._encode
         try:
             return _KNOWN[module_name, global_name]
         except KeyError:
@@ -126,7 +137,8 @@ def read_plain_pickle(path: Path) -> Any:
     """
     try:
         data = path.read_bytes()
-        return _Walker(limit=len(data) + 1).plain(_PlainUnpickler(io.BytesIO(data)).load(), 0)
+        _check_memo(data)
+        return _Walker(limit=len(data) + 1).plain(_PlainUnpickler(data).load(), 0)
     except _RefusedError as refused:
         raise DataError(
             f"{path} wants {refused}: refused, only lists, tuples, dictionaries, text, numbers and arrays are read"
@@ -136,6 +148,26 @@ def read_plain_pickle(path: Path) -> Any:
     except Exception as error:  # a damaged pickle drives the reader into any of them
         line = " ".join(str(error).split())[:150] or type(error).__name__
         raise DataError(f"{path} is not a pickle of plain values ({line}): fetch it again") from None
+
+
+_TOO_MUCH = "it unfolds to more than it holds"
+_LARGE_MEMO = re.compile(rb"r(?=(.{4}))|p(?=\d{4})", re.DOTALL)
+"""What may be an instruction to remember something under a large number."""
+_MEMO_INSTRUCTIONS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+
+
+def _check_memo(data: bytes) -> None:
+    """Raise ValueError if something is to be remembered under a number that no file of this size reaches.
+
+    The unpickler keeps a table up to the largest number: ten bytes could ask for gigabytes.
+    """
+    most = len(data) // 4 + 256  # the shortest object and its number take four bytes
+    suspects = (m[1] is None or int.from_bytes(m[1], "little") > most for m in _LARGE_MEMO.finditer(data))
+    # Bytes of arrays look like instructions now and then; only the walk through all of them tells, and takes long.
+    if any(suspects):
+        for instruction, argument, _ in pickletools.genops(data):
+            if instruction.name in _MEMO_INSTRUCTIONS and int(argument or 0) > most:
+                raise ValueError(_TOO_MUCH)
 
 
 class _Walker:
@@ -150,13 +182,16 @@ class _Walker:
     def plain(self, value: Any, depth: int) -> Any:
         self._left -= 1
         if self._left < 0 or depth > self._DEEPEST:
-            raise ValueError("it unfolds to more than it holds")
+            raise ValueError(_TOO_MUCH)
         if isinstance(value, list | tuple):
             return type(value)(self.plain(v, depth + 1) for v in value)
         if type(value) is dict:
             return {self.plain(k, depth + 1): self.plain(v, depth + 1) for k, v in value.items()}
         if isinstance(value, _Array):
             array = value.numpy()
+            self._left -= array.size
+            if self._left < 0:
+                raise ValueError(_TOO_MUCH)
             return array if array.shape else array.item()
         if isinstance(value, str | bytes | int | float | OpaqueTensor) or value is None:
             return value

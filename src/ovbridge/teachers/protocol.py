@@ -33,6 +33,10 @@ def class_in(query: str) -> str | None:
     return query.removeprefix(_EVERY) if query.startswith(_EVERY) else None
 
 
+class UnknownImageError(LookupError):
+    """A proposer that remembers has nothing of an image: no fault of its own, however many such images there are."""
+
+
 class Proposer(Protocol):
     """Finds boxes in an image for free-text queries."""
 

@@ -19,7 +19,7 @@ import torch
 from ovbridge.errors import DataError, TeacherError
 from ovbridge.structures import Proposals
 from ovbridge.teachers.plain_pickle import OpaqueTensor, read_plain_pickle
-from ovbridge.teachers.protocol import class_in
+from ovbridge.teachers.protocol import UnknownImageError, class_in
 
 RELEASED_TRAINING = (
     "the released MAVL, on LMDet: Flickr30k, MS-COCO/GQA and Visual Genome phrases, novel names included"
@@ -47,31 +47,38 @@ class StoredBoxes:
         self,
         find: Callable[[str], ImageBoxes | None],
         *,
+        has: Callable[[str], bool],
         name: str,
         digest: str,
         trained_on: str,
         knows_names: bool,
     ) -> None:
-        """`find` an image by its path below the image folder; None where it is not among the stored ones."""
+        """`find` an image by its path below the image folder; None where it is not among the stored ones, which `has`
+        tells without reading it."""
         self.name, self.digest, self.trained_on, self.knows_names = name, digest, trained_on, knows_names
-        self._find = find
+        self._find, self._has = find, has
 
-    def check_knows(self, image_keys: Sequence[str]) -> None:
-        """Raise DataError if not one of the images is stored: the boxes of something else."""
-        if image_keys and not any(self._find(key) is not None for key in image_keys):
+    def check_knows(self, image_keys: Sequence[str], max_missing: float = 1.0) -> None:
+        """Raise DataError if more than a share of the images is not stored, or all: before any work is done."""
+        missing = [key for key in image_keys if not self._has(key)]
+        if image_keys and len(missing) == len(image_keys):
+            raise DataError(f"{self.name} has boxes of none of the images, for instance {missing[0]}: check the file")
+        if len(missing) > max_missing * len(image_keys):
             raise DataError(
-                f"{self.name} has boxes of none of the images, for instance {image_keys[0]}: check the file"
+                f"{self.name} lacks {len(missing)} of {len(image_keys)} images (limit {max_missing:.0%}), for instance "
+                f"{missing[0]}: give a folder with only those that it has, or --max-failed 1 to label these and note "
+                "the others as failed"
             )
 
     def look_up(
         self, image_keys: Sequence[str], images: Sequence[np.ndarray], queries: Sequence[Sequence[str]]
     ) -> list[list[Proposals]]:
-        """See `StoredProposer.look_up`; LookupError for an image that is not stored fails that image alone."""
+        """See `StoredProposer.look_up`; UnknownImageError for an image that is not stored fails it alone."""
         found = []
         for key, texts in zip(image_keys, queries, strict=True):
             stored = self._find(key)
             if stored is None:
-                raise LookupError("no boxes stored for this image")
+                raise UnknownImageError("no boxes stored for this image")
             found.append([self._answer(stored, class_in(text)) for text in texts])
         return found
 
@@ -111,8 +118,10 @@ def load_stored_boxes(source: str, *, trained_on: str | None = None) -> StoredBo
         declared = RELEASED_TRAINING
     else:
         images, declared = _from_json(_read_json(path), annotations, path)
+    finder = _Finder(images)
     return StoredBoxes(
-        _Finder(images).find,
+        finder.find,
+        has=finder.has,
         name=name,
         digest=digest,
         trained_on=trained_on or declared,
@@ -148,6 +157,9 @@ class _Finder:
     def find(self, image_key: str) -> ImageBoxes | None:
         return next((self._images[k] for k in _spellings(image_key) if k in self._images), None)
 
+    def has(self, image_key: str) -> bool:
+        return any(k in self._images for k in _spellings(image_key))
+
 
 def _spellings(image_key: str) -> list[str]:
     path = PurePosixPath(image_key)
@@ -170,6 +182,7 @@ def _from_folder(folder: Path, annotations: _Annotations | None, name: str, trai
 
     return StoredBoxes(
         find,
+        has=lambda image_key: any(k in files for k in _spellings(image_key)),
         name=name,
         digest=hashlib.sha256(repr(listing).encode()).hexdigest(),
         trained_on=trained_on or RELEASED_TRAINING,

@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from ovbridge.errors import StoreError, VocabularyError
 from ovbridge.label_store import ImageSet, LabelledImage, LabelStore, Manifest, NamedBoxes, save_text_bank
+from ovbridge.label_store.table import read_settled
 from ovbridge.structures import RegionTargets
 from ovbridge.vocabulary import TextBank, Vocabulary
 
@@ -29,6 +31,7 @@ REGIONS = Manifest(
     encoder_digest="c" * 64,
     embedding_dim=3,
     crop_rule="tight",
+    precision="fp32",
 )
 TAGS = replace(
     REGIONS, table="tags", queries=("every {}",), encoder=None, encoder_digest=None, embedding_dim=None, crop_rule=None
@@ -172,6 +175,8 @@ def test_a_vocabulary_that_shares_no_name_is_refused(tmp_path: Path) -> None:
             {"proposer": "other", "proposer_digest": "q" * 64},
             ["proposer 'fake' (pppppppppppp)", "'other' (qqqqqqqqqqqq)", "another --store"],
         ),
+        ({"proposer_digest": "q" * 64}, ["proposer 'fake' (pppppppppppp)", "'fake' (qqqqqqqqqqqq)"]),
+        ({"precision": "bf16"}, ["precision fp32", "has bf16"]),
         ({"encoder_digest": "q" * 64}, ["image encoder 'fake-clip' (cccccccccccc)"]),
         ({"crop_rule": "square"}, ["crop rule tight", "square"]),
         ({"selection": {"top_k": 5}}, ["top k 2", "has 5"]),
@@ -183,6 +188,58 @@ def test_labels_of_two_origins_do_not_mix(store: LabelStore, change: dict[str, o
         LabelStore.create_or_open(store.path, replace(REGIONS, **change))  # type: ignore[arg-type]
     assert all(word in str(caught.value) for word in words), caught.value
     assert (store.path / "regions.json").read_text() == before
+
+
+def test_a_store_that_does_not_say_its_precision_goes_on(tmp_path: Path) -> None:
+    LabelStore.create_or_open(tmp_path, replace(REGIONS, precision=None))
+    LabelStore.create_or_open(tmp_path, replace(REGIONS, precision="bf16"))
+
+
+def _append_and_compact(path: Path, images: int) -> None:
+    store = LabelStore.open(path)
+    for i in range(images):
+        store.append("regions", [regions(f"{i}", 2, value=float(i))])
+        store.compact("regions")
+
+
+@pytest.mark.parametrize("memory_limit", [0, 1 << 20])
+def test_readers_may_race_with_compactions(store: LabelStore, memory_limit: int) -> None:
+    store.append("regions", [regions("first", 2, value=7.0)])
+    writer = CONTEXT.Process(target=_append_and_compact, args=(store.path, 60))
+    writer.start()
+    reads = 0
+    while writer.is_alive() or reads == 0:
+        reader = LabelStore.open(store.path, memory_limit=memory_limit)
+        for key, found in reader.regions(["first", *map(str, range(60))]).items():
+            assert float(found.embeddings[0, 0]) == (7.0 if key == "first" else float(key))
+        assert "first" in reader.done_keys("regions")
+        assert reader.status()["regions"]["failed"] == 0
+        assert float(reader.regions(["first"])["first"].embeddings[1, 0]) == 7.0
+        reads += 1
+    writer.join()
+    assert writer.exitcode == 0
+    assert len(LabelStore.open(store.path).regions([str(i) for i in range(60)])) == 60
+
+
+def test_what_vanishes_while_it_is_read_is_read_anew(store: LabelStore) -> None:
+    store.append("regions", [regions("a", 1)])
+    path = store.path / "regions.lance"
+    versions = []
+
+    def read(dataset: Any) -> int:
+        versions.append(dataset.version)
+        if len(versions) == 1:
+            store.append("regions", [regions("b", 1)])
+            raise OSError("Not found")
+        return int(dataset.count_rows())
+
+    assert read_settled(path, read) == 2
+
+    def always(dataset: Any) -> int:
+        raise OSError("damaged\npage")
+
+    with pytest.raises(StoreError, match=r"damaged page.*new --store"):
+        read_settled(path, always)
 
 
 def test_the_same_weights_under_another_name_are_the_same_teacher(store: LabelStore) -> None:

@@ -13,6 +13,9 @@ from ovbridge.labeling import run
 from ovbridge.labeling.labellers import RegionLabeller, TagLabeller
 from ovbridge.labeling.pseudo_boxes import SelectionConfig
 from ovbridge.labeling.run import RunSettings, in_shard, label_images
+from ovbridge.labeling.stages import label_in_order, stop_if_hopeless
+from ovbridge.structures import Proposals
+from ovbridge.teachers.protocol import UnknownImageError
 from ovbridge.vocabulary import Vocabulary
 
 KEYS = [f"sub/{i:02d}.npy" for i in range(12)]
@@ -103,6 +106,22 @@ def test_a_broken_teacher_stops_the_run(label, image_root: Path) -> None:
         np.save(image_root / key, np.full((8, 12, 3), 255, dtype=np.uint8))
     with pytest.raises(TeacherError, match="10 images in a row"):
         label(max_failed=1.0)
+
+
+def test_many_images_that_a_proposer_does_not_know_are_no_fault_of_its_own(
+    image_root: Path, encoder, read_image
+) -> None:
+    class Forgetful:
+        name, digest, trained_on = "forgetful", "f" * 64, "nothing"
+
+        def propose(self, images: object, queries: object) -> list[list[Proposals]]:
+            raise UnknownImageError("no boxes stored for this image")
+
+    keys = [f"sub/{i:02d}.npy" for i in range(12)]
+    labeller = RegionLabeller(proposer=Forgetful(), encoder=encoder)
+    outcomes = list(stop_if_hopeless(label_in_order(keys, image_root, labeller, read_image, RunSettings())))
+    assert {outcome.cause for outcome in outcomes} == {"no boxes stored for this image"}
+    assert len(outcomes) == 12
 
 
 def test_a_full_disk_is_one_clear_line(label, tmp_path: Path, monkeypatch) -> None:

@@ -70,3 +70,26 @@ def test_padding_is_never_read(padded_value: float, generator: torch.Generator) 
     torch.testing.assert_close(
         attention(query, reference, changed, SHAPES, padding), attention(query, reference, tokens, SHAPES, padding)
     )
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_table_gives_the_sums_of_the_grid(images: int, generator: torch.Generator) -> None:
+    shapes = ((5, 7), (3, 4), (2, 1))
+    attention = DeformableAttention(d_model=12, heads=3, levels=3, points=2)
+    with torch.no_grad():
+        attention.sampling_offsets.weight.normal_(generator=generator)
+        attention.attention_weights.weight.normal_(generator=generator)
+    tokens = torch.randn(images, 49, 12, generator=generator)
+    padding = torch.zeros(images, 49, dtype=torch.bool)
+    padding[0, 5:9] = True
+    # Far outside and on the borders as well.
+    reference = torch.rand(images, 30, 3, 2, generator=generator) * 3.0 - 1.0
+    reference[:, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [-9.0, 9.0]])[:, None]
+    query = torch.randn(images, 30, 12, generator=generator)
+    query[:, :2] = 0.0
+    expected = attention(query, reference, tokens, shapes, padding).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(attention(query, reference, tokens, shapes, padding), expected)
+        parts = attention.reader(tokens, shapes, padding)
+        found = torch.cat([parts(query[:, :17], reference[:, :17]), parts(query[:, 17:], reference[:, 17:])], dim=1)
+    torch.testing.assert_close(found, expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def written(tmp_path: Path, content: Any, protocol: int = 4) -> Path:
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_plain_values_and_arrays_come_through(tmp_path: Path, protocol: int) -> None:
-    content = {
+    content: dict[Any, Any] = {
         "000001": ([[1, 2, 30, 40]], [0.5]),
         17: (np.array([[1, 2, 3, 4], [5, 6, 7, 8]]), np.array([0.25, 0.75], dtype=np.float32)),
         "scalar": np.float64(0.125),
@@ -132,3 +133,42 @@ def test_references_upon_references_do_not_unfold(tmp_path: Path) -> None:
     endless.append(endless)
     with pytest.raises(DataError, match="unfolds"):
         read_plain_pickle(written(tmp_path, endless))
+
+
+def refused_within(file: Path, megabytes: int) -> str:
+    """The line that refuses the file; fails if reading it took more memory than that."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError) as caught:
+            read_plain_pickle(file)
+        assert tracemalloc.get_traced_memory()[1] < megabytes << 20
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_one_text_made_bytes_many_times_does_not_fill_the_memory(tmp_path: Path) -> None:
+    file = tmp_path / "x.pkl"
+    again = b"c_codecs\nencode\nq\x010(" + b"h\x01h\x00X\x06\x00\x00\x00latin1\x86R" * 2000
+    file.write_bytes(b"\x80\x02X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20) + b"q\x000" + again + b"t.")
+    assert "unfolds" in refused_within(file, 16)
+
+
+@pytest.mark.parametrize(
+    "remember", [b"r\xff\xff\xff\x1f", b"p536870911\n"], ids=["in four bytes", "spelled out in digits"]
+)
+def test_a_number_to_remember_by_does_not_fill_the_memory(tmp_path: Path, remember: bytes) -> None:
+    file = tmp_path / "x.pkl"
+    file.write_bytes(b"\x80\x02]" + remember + b".")
+    assert "unfolds" in refused_within(file, 16)
+
+
+def test_bytes_that_look_like_such_an_instruction_are_read(tmp_path: Path) -> None:
+    values = np.frombuffer(b"r\xff\xff\xff\xffp99999999\n" * 8, dtype=np.uint8)
+    np.testing.assert_array_equal(read_plain_pickle(written(tmp_path, values)), values)
+
+
+def test_an_array_repeated_by_reference_counts_each_time(tmp_path: Path) -> None:
+    array = np.zeros(100_000)
+    assert "unfolds" in refused_within(written(tmp_path, dict.fromkeys(range(1000), array)), 16)

@@ -135,6 +135,10 @@ def test_boxes_of_other_images_are_refused_before_the_run(tmp_path: Path) -> Non
     stored.check_knows(["b.jpg", "a.jpg"])
     with pytest.raises(DataError, match="none of the images"):
         stored.check_knows(["b.jpg"])
+    with pytest.raises(DataError, match=r"lacks 2 of 3 images \(limit 50%\).*--max-failed 1") as caught:
+        stored.check_knows(["b.jpg", "a.jpg", "c.jpg"], 0.5)
+    assert len(str(caught.value).splitlines()) == 1
+    stored.check_knows(["b.jpg", "a.jpg", "c.jpg"], 0.7)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Legend: N images, S image tokens, Q queries, T (image, text) pairs, W words, L l
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,15 @@ class EncodedImages:
     """[N, Q, C] after each decoder layer."""
     reference: Tensor
     """Where each query looks, (x, y) in [0, 1] of the unpadded image."""
+
+
+def whole_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """No autocast inside, except in training: from the decoder on, rounding to bf16 changes which boxes are best.
+
+    Of the five best regions an image of the built-in proposer 5 % then overlapped those of fp32 by less than 0.9; with
+    bf16 in the backbone and the encoder alone, where nine tenths of the time go, none.
+    """
+    return nullcontext() if torch.is_grad_enabled() else torch.autocast(tensor.device.type, enabled=False)
 
 
 def inverse_sigmoid(p: Tensor, eps: float = 1e-5) -> Tensor:
@@ -121,15 +131,17 @@ class Mavl(nn.Module):
             sine_position(mask, self.config.d_model) + level[None, :, None, None]
             for mask, level in zip(masks, self.level_embed, strict=True)
         ]
-        tokens_NSC = torch.cat([f.flatten(2) for f in features], dim=2).transpose(1, 2)
+        # Under autocast the features are bf16; from here on what is added up stays fp32.
+        tokens_NSC = torch.cat([f.flatten(2).transpose(1, 2) for f in features], dim=1).to(self.level_embed.dtype)
         position_NSC = torch.cat([p.flatten(2) for p in positions], dim=2).transpose(1, 2)
         padding_NS = None if padding_NHW is None else torch.cat([m.flatten(1) for m in masks], dim=1)
         centres_NS2 = cell_centres(shapes, valid_NL2)
         memory = self.encoder(tokens_NSC, position_NSC, centres_NS2, shapes, valid_NL2, padding_NS)
 
         query, target = self.query_embed.weight.expand(len(pixels_N3HW), -1, -1).chunk(2, dim=-1)
-        reference = self.reference_points(query).sigmoid()
-        decoded = self.decoder(target, query, reference, memory, shapes, valid_NL2, padding_NS)
+        with whole_precision(query):
+            reference = self.reference_points(query).sigmoid()
+            decoded = self.decoder(target, query, reference, memory, shapes, valid_NL2, padding_NS)
         return EncodedImages(
             memory=memory,
             level_shapes=shapes,
@@ -148,15 +160,18 @@ class Mavl(nn.Module):
         self, encoded: EncodedImages, image_of_text_T: Tensor, words_TWC: Tensor, word_padding_TW: Tensor
     ) -> list[Tensor]:
         """The queries of each text's image after each fusion layer, [T, Q, C]; the heads read the last one."""
-        layers: list[Tensor] = self.fusion(encoded.decoded[-1][image_of_text_T], words_TWC, word_padding_TW)
+        with whole_precision(words_TWC):
+            layers: list[Tensor] = self.fusion(encoded.decoded[-1][image_of_text_T], words_TWC, word_padding_TW)
         return layers
 
     def boxes(self, queries: Tensor, reference: Tensor) -> Tensor:
         """Boxes (cx, cy, w, h) [..., 4] in [0, 1] of the unpadded image; `reference` is [..., 2]."""
-        logits = self.box_head(queries)
-        return torch.cat([logits[..., :2] + inverse_sigmoid(reference), logits[..., 2:]], dim=-1).sigmoid()
+        with whole_precision(queries):
+            logits = self.box_head(queries.to(self.level_embed.dtype))
+            return torch.cat([logits[..., :2] + inverse_sigmoid(reference), logits[..., 2:]], dim=-1).sigmoid()
 
     def token_logits(self, queries: Tensor) -> Tensor:
         """Logits [..., K] over the text's token positions; the last is "no object"."""
-        logits: Tensor = self.class_head(queries)
+        with whole_precision(queries):
+            logits: Tensor = self.class_head(queries.to(self.level_embed.dtype))
         return logits

@@ -17,6 +17,7 @@ from torchvision.ops import box_convert
 from ovbridge.device import Precision, autocast, default_device
 from ovbridge.errors import TeacherError
 from ovbridge.structures import Proposals
+from ovbridge.teachers.mavl.inference import prepare_for_labelling, settled_precision
 from ovbridge.teachers.mavl.model import Mavl
 from ovbridge.teachers.mavl.samples import batch_pixels, resize, resized_hw
 from ovbridge.teachers.mavl.text import tokenize
@@ -132,13 +133,15 @@ def load_mavl(
     """
     path = _weights_path(str(name_or_path))
     file = read_mavl(path, tokenizer=tokenizer)
+    device = device or default_device()
+    precision = settled_precision(device, precision)
     return MavlProposer(
-        build_mavl(file, path),
+        prepare_for_labelling(build_mavl(file, path), precision),
         file.tokenizer,
         name=str(name_or_path),
         trained_on=file.trained_on,
         digest=file.digest,
-        device=device or default_device(),
+        device=device,
         truncate=truncate,
         precision=precision,
     )

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovbridge.teachers.mavl.config import MavlConfig
-from ovbridge.teachers.mavl.deformable_attention import DeformableAttention, LevelShapes
+from ovbridge.teachers.mavl.deformable_attention import DeformableAttention, LevelShapes, reads_tables
+
+TOKENS_AT_ONCE = 1024
+"""Image tokens that go through an encoder layer together on a CPU."""
 
 
 def _xavier(module: nn.Module) -> None:
@@ -56,8 +59,21 @@ class EncoderLayer(nn.Module):
         padding_NS: Tensor | None,
     ) -> Tensor:
         """The refined tokens [N, S, C]."""
-        read = self.self_attn(tokens_NSC + position_NSC, reference_NSL2, tokens_NSC, shapes, padding_NS)
-        x = self.norm1(tokens_NSC + self.dropout(read))
+        if not reads_tables(tokens_NSC):
+            read = self.self_attn(tokens_NSC + position_NSC, reference_NSL2, tokens_NSC, shapes, padding_NS)
+            return self._mix(tokens_NSC, read)
+        reader = self.self_attn.reader(tokens_NSC, shapes, padding_NS)
+        out = torch.empty_like(tokens_NSC)
+        # In parts that stay in the cache: the widest of the tensors between has 4 * C values a token.
+        size = max(1, TOKENS_AT_ONCE // len(tokens_NSC))
+        for start in range(0, tokens_NSC.shape[1], size):
+            part = slice(start, start + size)
+            tokens = tokens_NSC[:, part]
+            out[:, part] = self._mix(tokens, reader(tokens + position_NSC[:, part], reference_NSL2[:, part]))
+        return out
+
+    def _mix(self, tokens_NSC: Tensor, read_NSC: Tensor) -> Tensor:
+        x = self.norm1(tokens_NSC + self.dropout(read_NSC))
         out: Tensor = self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
         return out
 
