@@ -31,7 +31,8 @@ from ovbridge.training.start import starting_detector
 from ovbridge.vocabulary import TextBank
 
 SETTINGS = [
-    "loop.steps=4", "loop.save_every=2", "loop.log_every=1", "loop.sampling=image", "batches.det=4", "batches.cls=4",
+    "loop.steps=4", "loop.save_every=2", "loop.log_every=1", "loop.sampling=image", "loop.precision=fp32",
+    "batches.det=4", "batches.cls=4",
     "batches.ratio=1,1", "batches.det_transform.short_sides=48", "batches.cls_transform.short_sides=48",
     "batches.group_by_shape=false", "optim.warmup_steps=0", "optim.optimizer=sgd", "optim.momentum=0",
     "optim.weight_decay=0", "optim.clip_norm=none", "optim.learning_rate=0.001", "losses.relation_over=all",

@@ -21,7 +21,7 @@ class WorldSettings:
     """Scenes to train on."""
     val_images: int = 300
     """Scenes to evaluate on."""
-    image_labels_per_class: int = 20
+    image_labels_per_class: int = 40
     """Pictures with one label each, for each base and novel class."""
     seed: int = 0
     """Of the pictures; the seeds of the runs are those of training."""

@@ -34,7 +34,7 @@ def ablate(
     family: Literal["world", "coco", "lvis"] = "world",
     train_images: int = 1200,
     val_images: int = 300,
-    image_labels: int = 20,
+    image_labels: int = 40,
     world_seed: int = 0,
     proposer: str = "builtin",
     clip: str = "builtin",

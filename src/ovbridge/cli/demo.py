@@ -110,8 +110,8 @@ def _print_table(results: dict[str, Any]) -> None:
     stdout.print(table)
     if results["beyond_the_paper"]:
         stdout.print(
-            "The last stage goes beyond the paper: its pseudo boxes teach their offsets too, and regions that CLIP names "
-            "surely count as boxes. --as-published leaves this out.",
+            "The last stage goes beyond the paper: its pseudo boxes teach their offsets too, and regions that CLIP "
+            "names surely count as boxes. --as-published leaves this out.",
             style="dim",
         )
     stdout.print(f"time        {minutes(results['seconds'])}")

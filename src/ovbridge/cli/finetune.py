@@ -33,7 +33,8 @@ def finetune(
     steps: int = 200,
     batch: int = 8,
     learning_rate: float = 5e-3,
-    trunk_learning_rate: float = 5e-5,
+    trunk_learning_rate: float = 5e-4,
+    anchor: float = 5.0,
     distillation: float = 1.0,
     proposer: str = "builtin",
     clip: str = "",
@@ -56,7 +57,8 @@ def finetune(
         batch: Images a step.
         learning_rate: Peak learning rate of your classes' text rows.
         trunk_learning_rate: Peak learning rate of the region trunk; 0 leaves it as it is.
-        distillation: Factor on the distillation that holds the embeddings in place.
+        anchor: Factor on what holds the head to itself before the tuning, on all regions but your objects.
+        distillation: Factor on the distillation from the image encoder, on regions of your images.
         proposer: Teacher that finds regions in your images: builtin, builtin-full, or a weights file.
         clip: Teacher that embeds them; by default the one that the checkpoint names.
         seed: Seed of everything random.
@@ -78,7 +80,7 @@ def finetune(
         held = Holdout(annotations=holdout, images=holdout_images, max_drop=max_drop)
     config = FinetuneConfig(
         steps=steps, batch=batch, learning_rate=learning_rate, trunk_learning_rate=trunk_learning_rate, wise=wise,
-        naive=naive, distillation=distillation, proposer=proposer, clip=clip, seed=seed,
+        naive=naive, anchor=anchor, distillation=distillation, proposer=proposer, clip=clip, seed=seed,
     )  # fmt: skip
     figures = tune(checkpoint_path(checkpoint), data, images, out, config=config, holdout=held)
     print_figures(figures)

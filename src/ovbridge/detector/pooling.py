@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from ovbridge.detector.separable_pooling import pays, separable_roi_align
+
 
 def batch_rois(boxes: Sequence[Tensor]) -> Tensor:
     """[R, 5] rows (image index, x1, y1, x2, y2) from one [N, 4] a image."""
@@ -57,6 +59,9 @@ class RegionPooler(nn.Module):
         return pooled
 
     def _align(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
+        if pays(feature):
+            with torch.autocast("cpu", enabled=False):
+                return separable_roi_align(feature, rois.to(feature.dtype), 1.0 / stride, self.resolution)
         pooled: Tensor = roi_align(
             feature, rois.to(feature.dtype), self.resolution, 1.0 / stride, sampling_ratio=0, aligned=True
         )

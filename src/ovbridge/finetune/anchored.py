@@ -1,14 +1,17 @@
 """Fine-tuning that is anchored: what the open vocabulary rests on stays, and only the region head adapts.
 
 Frozen: backbone, proposal network, box regression, and the projection into the text encoder's space. The region trunk
-learns the new classes while region-based distillation (Eq. 1 and 2 of arXiv 2207.03482) on the same images holds its
-embeddings to the image encoder's. The new classes' rows of the text bank learn too, from where their names put them.
+learns the new classes while two things hold it on the same images: the head as it was, on all regions but the user's
+objects (learning without forgetting, arXiv 1606.09282, on embeddings instead of logits, so that it holds for names
+that are in no list), and region-based distillation (Eq. 1 and 2 of arXiv 2207.03482) from the image encoder. The new
+classes' rows of the text bank learn too, from where their names put them.
 Since everything below the trunk is frozen, it is computed once an image.
-Legend: K classes, D embedding, B images.
+Legend: K classes, D embedding, B images, R regions, M true boxes.
 """
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Sequence
 
@@ -17,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovbridge.detector import TwoStageDetector
+from ovbridge.detector.boxes import clip_boxes, nonempty, pairwise_iou
 from ovbridge.detector.detector import EncodedImages
+from ovbridge.detector.pooling import batch_rois
 from ovbridge.detector.rpn import BoxProposals
 from ovbridge.structures import BoxLabels, TrainingImage
 from ovbridge.training.objectives import LossWeights, region_losses, sample_batch
@@ -58,33 +63,105 @@ class FineTunedDetector(nn.Module):
         classifier.text_KD = text_KD if learning else text_KD.detach()
 
 
-class AnchoredLosses:
-    """Classification of the user's classes and distillation, on proposals of the frozen part."""
+class HeadAnchor:
+    """The region head as it was, and how far the learning one has moved from it on the user's images."""
 
-    def __init__(self, *, weights: LossWeights, trained_columns_K: Tensor, padded_hw: tuple[int, int]) -> None:
+    def __init__(self, detector: TwoStageDetector, *, regions: int) -> None:
+        """`regions`: proposals an image that are compared, and half as many boxes anywhere."""
+        self._head = copy.deepcopy(detector.roi_head).requires_grad_(False).eval()
+        self._regions = regions
+
+    def __call__(
+        self,
+        detector: TwoStageDetector,
+        encoded: EncodedImages,
+        proposals: Sequence[BoxProposals],
+        labels: Sequence[BoxLabels],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """L1 between the unit embeddings, and between the box deltas, of both heads: summed over elements, a mean over
+        the regions that hold none of the user's objects."""
+        rois = batch_rois(
+            [
+                self._old_regions(found.boxes_xyxy, label.boxes_xyxy, hw, generator)
+                for found, label, hw in zip(proposals, labels, encoded.sizes, strict=True)
+            ]
+        )
+        head = detector.roi_head
+        region_RF = head.trunk(encoded.features, rois)
+        with torch.no_grad():
+            old_RF = self._head.trunk(encoded.features, rois)
+            old_RD, old_deltas_R4 = self._head.unit_embeddings(old_RF), self._head.box_regressor(old_RF)
+        return displacement(head.unit_embeddings(region_RF), old_RD) + displacement(
+            head.box_regressor(region_RF), old_deltas_R4
+        )
+
+    def _old_regions(
+        self, proposals_N4: Tensor, true_boxes_M4: Tensor, image_hw: tuple[int, int], generator: torch.Generator
+    ) -> Tensor:
+        """Some proposals of one image, and boxes of any place and size; none overlaps a true box by half (IoU)."""
+        chosen = torch.randperm(len(proposals_N4), generator=generator)[: self._regions].to(proposals_N4.device)
+        anywhere = boxes_anywhere(self._regions // 2, image_hw, generator).to(proposals_N4.device)
+        boxes = torch.cat([proposals_N4[chosen], anywhere])
+        if len(true_boxes_M4) == 0:
+            return boxes
+        return boxes[pairwise_iou(true_boxes_M4, boxes).amax(dim=0) < 0.5]
+
+
+def displacement(student_RE: Tensor, old_RE: Tensor) -> Tensor:
+    """L1 of E elements, a mean over R regions; zero for none."""
+    return (student_RE.float() - old_RE.float()).abs().sum() / max(len(old_RE), 1)
+
+
+def boxes_anywhere(count: int, image_hw: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """At most `count` boxes [N, 4] xyxy in pixels, cut to the image: centres uniform, sides log-uniform from a twelfth
+    of the shorter side to all of it."""
+    height, width = image_hw
+    centre = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+    half = 0.5 * min(image_hw) * 12 ** -torch.rand(count, 2, generator=generator)
+    boxes = clip_boxes(torch.cat([centre - half, centre + half], dim=1), image_hw)
+    return boxes[nonempty(boxes)]
+
+
+class AnchoredLosses:
+    """Classification of the user's classes, and what holds the rest, on proposals of the frozen part."""
+
+    def __init__(
+        self,
+        *,
+        weights: LossWeights,
+        trained_columns_K: Tensor,
+        padded_hw: tuple[int, int],
+        anchor: HeadAnchor,
+        anchor_weight: float,
+    ) -> None:
         self._weights, self._columns_K, self._padded_hw = weights, trained_columns_K, padded_hw
+        self._anchor, self._anchor_weight = anchor, anchor_weight
         self._kept: dict[int, tuple[list[Tensor], BoxProposals]] = {}
         self._kept_bytes = 0
 
     def __call__(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Losses of a batch of boxed images, see `training.objectives.region_losses`."""
+        """Losses of a batch of boxed images: those of `training.objectives.region_losses`, and anchor."""
         assert isinstance(model, FineTunedDetector)
         model.apply_rows(learning=True)
         detector = model.detector
         found = [self._frozen_part(detector, image) for image in batch.images]
         features = [torch.cat(level) for level in zip(*(maps for maps, _ in found), strict=True)]
         sizes = [(int(image.pixels.shape[1]), int(image.pixels.shape[2])) for image in batch.images]
+        encoded, proposals = EncodedImages(features=features, sizes=sizes), [boxes for _, boxes in found]
         labels = [_labels(image, detector.device) for image in batch.images]
-        sampled = sample_batch(detector, [proposals for _, proposals in found], labels, generator=generator)
+        sampled = sample_batch(detector, proposals, labels, generator=generator)
         losses = region_losses(
             detector,
-            EncodedImages(features=features, sizes=sizes),
+            encoded,
             sampled,
             batch.images,
-            [label.masks for label in labels],
+            [None] * len(labels),
             weights=self._weights,
             columns=self._columns_K.to(detector.device),
         )
+        if self._anchor_weight:
+            losses["anchor"] = self._anchor_weight * self._anchor(detector, encoded, proposals, labels, generator)
         # The tensor with the graph must not outlive the step.
         model.detector.roi_head.classifier.text_KD = model.detector.roi_head.classifier.text_KD.detach()
         return losses

@@ -16,7 +16,7 @@ from ovbridge.data.transforms import PhotometricJitter, TrainTransform
 from ovbridge.detector import DetectorMetadata, TwoStageDetector, load_detector, save_detector
 from ovbridge.device import default_device
 from ovbridge.errors import ConfigError, OVBridgeError
-from ovbridge.finetune.anchored import FROZEN, AnchoredLosses, FineTunedDetector, interpolate
+from ovbridge.finetune.anchored import FROZEN, AnchoredLosses, FineTunedDetector, HeadAnchor, interpolate
 from ovbridge.finetune.classes import UserClasses, merge_classes, metadata_of, write_annotations
 from ovbridge.images import resized_size
 from ovbridge.inference import PAPER_SIZE, Detector, TextEncoder
@@ -49,8 +49,13 @@ class FinetuneConfig:
     """Images a step."""
     learning_rate: float = 5e-3
     """Of the text rows of the user's classes: peak of the cosine schedule of AdamW."""
-    trunk_learning_rate: float = 5e-5
-    """Of the region trunk; a hundredth, because it serves the other names too."""
+    trunk_learning_rate: float = 5e-4
+    """Of the region trunk. Without `anchor`, anything above a hundredth of `learning_rate` forgets the other names."""
+    anchor: float = 5.0
+    """Factor on the distance between the head and itself before the tuning, on all regions of your images that are none
+    of your objects: embeddings and box deltas stay, whatever the trunk learns. 0 leaves it out."""
+    anchor_regions: int = 32
+    """Proposals an image that `anchor` compares, and half as many boxes anywhere."""
     naive_learning_rate: float = 5e-4
     """Of everything, where `naive`: that of the later training stages."""
     wise: float = 1.0
@@ -59,7 +64,7 @@ class FinetuneConfig:
     """No anchor at all, for comparison: everything learns, and whatever the user did not box is background to every
     class."""
     distillation: float = 1.0
-    """Factor on the distillation losses."""
+    """Factor on the distillation losses from the image encoder."""
     proposer: str = "builtin"
     """Teacher whose regions are distilled on the user's images."""
     clip: str = ""
@@ -74,6 +79,8 @@ class FinetuneConfig:
             raise ConfigError("--learning-rate must be positive, --trunk-learning-rate at least 0")
         if self.steps < 1 or self.batch < 1:
             raise ConfigError("--steps and --batch must be at least 1")
+        if self.anchor < 0 or self.distillation < 0 or self.anchor_regions < 1:
+            raise ConfigError("--anchor and --distillation must be at least 0, anchor_regions at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +133,7 @@ def finetune(
         raise ForgettingError(
             f"held-out AP50 fell by {figures['drop']:.1f} points ({figures['before']['held_out']:.1f} to "
             f"{figures['after']['held_out']:.1f}), allowed are {allowed:g}: the detector is {figures['detector']}; "
-            "try --wise 0.5, fewer --steps, or more --distillation, in another --out"
+            "try --wise 0.5, fewer --steps, or a larger --anchor, in another --out"
         )
     return figures
 
@@ -214,6 +221,8 @@ def _tune(
             weights=_anchored_weights(classes.bank.dim, config),
             trained_columns_K=trained_K,
             padded_hw=(max(h for h, _ in sizes), max(w for _, w in sizes)),
+            anchor=HeadAnchor(model, regions=config.anchor_regions),
+            anchor_weight=config.anchor,
         )
         tuned = FineTunedDetector(model, columns)
     optim = OptimConfig(

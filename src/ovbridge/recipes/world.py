@@ -92,7 +92,7 @@ def _at(stage: Stage) -> RunConfig:
         recipe=f"world_{stage.name}",
         stage=stage,
         detector=_detector(transfer=stage.projection == "transfer"),
-        loop=replace(base.loop, steps=600 if stage.image_labels else 300),
+        loop=replace(base.loop, steps=1000 if stage.image_labels else 300),
         # The heads have few steps to turn towards CLIP and the pseudo boxes; the trunk's rate is 6e-4 in both.
         optim=_optim(1.5e-3, trunk_factor=0.4) if stage.image_labels else _optim(2e-3, trunk_factor=0.3),
         init="",

@@ -16,11 +16,20 @@ from torch import nn
 import ovbridge.finetune.run
 import ovbridge.inference.detector
 from ovbridge.cli.main import run as command_line
-from ovbridge.detector import DetectorMetadata, build_detector, read_metadata, save_detector, world_r18_fpn
-from ovbridge.finetune.anchored import FROZEN, interpolate
+from ovbridge.detector import (
+    DetectorMetadata,
+    build_detector,
+    load_detector,
+    read_metadata,
+    save_detector,
+    world_r18_fpn,
+)
+from ovbridge.detector.boxes import pairwise_iou
+from ovbridge.detector.rpn import BoxProposals
+from ovbridge.finetune.anchored import FROZEN, HeadAnchor, boxes_anywhere, displacement, interpolate
 from ovbridge.finetune.run import FinetuneConfig, ForgettingError, Holdout, finetune
 from ovbridge.label_store import LabelledImage, LabelStore, Manifest
-from ovbridge.structures import RegionTargets
+from ovbridge.structures import BoxLabels, RegionTargets
 from ovbridge.vocabulary import TextBank
 
 OLD = ("mug", "kite", "sofa")
@@ -113,7 +122,8 @@ def test_only_the_trunk_and_the_given_rows_learn(folder: Path) -> None:
     assert metadata.names == (*OLD, "harp")
     assert [record["role"] for record in metadata.vocabulary] == ["base", "base", "novel", "base"]
     losses = [json.loads(line)["losses"] for line in (folder / "out" / "log.jsonl").read_text().splitlines()]
-    assert set(losses[-1]) == {"classification", "rkd_l1", "rkd_relation"}
+    assert set(losses[-1]) == {"anchor", "classification", "rkd_l1", "rkd_relation"}
+    assert losses[-1]["anchor"] > 0
 
 
 def test_interpolation_lies_between_and_zero_is_the_checkpoint(folder: Path) -> None:
@@ -125,6 +135,42 @@ def test_interpolation_lies_between_and_zero_is_the_checkpoint(folder: Path) -> 
         layer.weight.fill_(3.0)
     interpolate(layer, {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}, 0.25)
     assert layer.weight.item() == 1.5
+
+
+def test_the_anchor_holds_what_is_none_of_the_users_objects(folder: Path) -> None:
+    model, _ = load_detector(folder / "detector.safetensors")
+    anchor = HeadAnchor(model, regions=6)
+    pixels = torch.randint(0, 255, (3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    encoded = model.encode([pixels])
+    object_box = torch.tensor([[4.0, 4.0, 34.0, 34.0]])
+    elsewhere = torch.tensor([[40.0, 10.0, 60.0, 40.0], [30.0, 30.0, 50.0, 46.0]])
+    proposals = [BoxProposals(boxes_xyxy=torch.cat([object_box, elsewhere]), logits=torch.zeros(3))]
+    labels = [BoxLabels(boxes_xyxy=object_box, class_ids=torch.tensor([1]))]
+    compared = anchor._old_regions(proposals[0].boxes_xyxy, object_box, (48, 64), torch.Generator().manual_seed(0))
+    assert float(pairwise_iou(object_box, compared).max()) < 0.5
+    assert {tuple(box) for box in elsewhere.tolist()} <= {tuple(box) for box in compared.tolist()}
+
+    def moved() -> torch.Tensor:
+        return anchor(model, encoded, proposals, labels, torch.Generator().manual_seed(0))
+
+    assert moved().item() == 0
+    with torch.no_grad():
+        next(model.roi_head.trunk.parameters()).mul_(1.5)
+    assert moved().item() > 0
+
+
+def test_displacement_sums_elements_and_averages_regions() -> None:
+    student, old = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    assert displacement(student, old).item() == 2.0
+    assert displacement(student[:0], old[:0]).item() == 0.0
+
+
+def test_boxes_anywhere_lie_in_the_image_and_have_area() -> None:
+    boxes = boxes_anywhere(500, (40, 60), torch.Generator().manual_seed(0))
+    assert bool((boxes >= 0).all())
+    assert bool((boxes <= torch.tensor([60.0, 40.0, 60.0, 40.0])).all())
+    assert bool((boxes[:, 2:] > boxes[:, :2]).all())
+    assert len(boxes) > 450
 
 
 def test_naive_changes_everything_and_has_no_distillation(folder: Path) -> None:
@@ -182,6 +228,7 @@ def test_held_out_figures_come_from_the_detector(folder: Path, capsys: pytest.Ca
         (["--holdout", "old.json"], "go together"),
         (["--data", "none.json"], "none.json does not exist"),
         (["--wise", "2"], "share between 0"),
+        (["--anchor=-1"], "--anchor and --distillation must be at least 0"),
     ],
 )
 def test_mistakes_are_one_line(
