@@ -2,7 +2,8 @@
 
     python benchmarks/world.py --seeds 0 1 2 --proposers builtin --runs runs/seeds
 
-A run that is there already is read, not repeated. Writes benchmarks/results/world.json and world.md.
+A run that is there already is read, not repeated; its memory is known only where this script made it. Writes
+benchmarks/results/world.json and world.md, or others with --name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ COLUMNS = ("base", "novel", "all")
 
 
 def run_seed(out: Path, seed: int, proposer: str) -> dict[str, Any]:
-    """The demo's results.json of one seed, with the peak memory of its process in MiB."""
+    """The demo's results.json of one seed, with the peak memory of its process in MiB, None where it is not known."""
     measured = out / "peak_mib.txt"
     if not (out / "results.json").exists():
         command = ["demo", "--out", str(out), "--seed", str(seed), "--proposer", proposer]
@@ -33,7 +34,7 @@ def run_seed(out: Path, seed: int, proposer: str) -> dict[str, Any]:
         # Of the largest child so far: the demo's process, since runs come one after the other.
         measured.write_text(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024))
     record: dict[str, Any] = json.loads((out / "results.json").read_text())
-    return record | {"peak_mib": int(measured.read_text())}
+    return record | {"peak_mib": int(measured.read_text()) if measured.exists() else None}
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -58,9 +59,10 @@ def table(name: str, stages: dict[str, Any], runs: list[dict[str, Any]]) -> str:
 
     seeds = ", ".join(str(run["seed"]) for run in runs)
     seconds = ", ".join(f"{run['seconds']:.0f}" for run in runs)
+    peaks = [run["peak_mib"] for run in runs if run["peak_mib"]]
+    memory = f", at most {max(peaks)} MiB" if peaks else ""
     lines = [
-        f"Proposer `{name}` ({runs[0]['proposer_trained_on']}), seeds {seeds}; {seconds} s, at most "
-        f"{max(run['peak_mib'] for run in runs)} MiB.",
+        f"Proposer `{name}` ({runs[0]['proposer_trained_on']}), seeds {seeds}; {seconds} s{memory}.",
         "",
         "| stage | base | novel | all | novel / base |",
         "|---|---:|---:|---:|---:|",
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument("--proposers", nargs="+", default=["builtin"])
     parser.add_argument("--runs", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--note", default="", help="what else ran on the machine meanwhile")
+    parser.add_argument("--name", default="world", help="of the result files")
     arguments = parser.parse_args()
     report: dict[str, Any] = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
@@ -95,10 +98,10 @@ def main() -> None:
         }
         tables.append(table(proposer, stages, runs))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "world.json").write_text(json.dumps(report, indent=2) + "\n")
+    (RESULTS / f"{arguments.name}.json").write_text(json.dumps(report, indent=2) + "\n")
     head = f"# The built-in world: AP50 in percent, protocol ov-coco\n\n{report['machine']}, torch {report['torch']}, "
     head += f"{report['threads']} threads. {arguments.note}".strip()
-    (RESULTS / "world.md").write_text("\n\n".join([head, *tables]) + "\n")
+    (RESULTS / f"{arguments.name}.md").write_text("\n\n".join([head, *tables]) + "\n")
     print("\n\n".join(tables))
 
 
