@@ -37,6 +37,13 @@ def training_precision(device: torch.device, precision: Precision) -> Precision:
     return "fp16" if device.type == "cuda" else "fp32"
 
 
+def labelling_precision(device: torch.device, precision: Precision) -> Precision:
+    """What "auto" means where nothing learns: bf16 where it pays, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if bf16_pays(device) else "fp32"
+
+
 def autocast(device: torch.device, precision: Precision = "auto") -> AbstractContextManager[object]:
     """An autocast context for `precision`; "auto" is bf16 where it pays, else fp32."""
     if precision == "fp32" or (precision == "auto" and not bf16_pays(device)):

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 
-from ovbridge.device import Precision
+from ovbridge.device import Precision, labelling_precision
 from ovbridge.errors import ConfigError, TeacherError
 from ovbridge.labeling.labellers import CAPTION_THRESHOLD, JointLabeller, Labeller, RegionLabeller, TagLabeller
 from ovbridge.labeling.pseudo_boxes import SelectionConfig
 from ovbridge.labeling.region_embeddings import CropRule
-from ovbridge.teachers.mavl.inference import settled_precision
 from ovbridge.teachers.protocol import AnyProposer
 
 
@@ -55,7 +54,7 @@ class LabellingPlan:
     def build(self) -> Labeller:
         """Load the teachers; raises what they raise."""
         device = device_named(self.teachers.device)
-        precision = settled_precision(device, self.teachers.precision)
+        precision = labelling_precision(device, self.teachers.precision)
         proposer = load_proposer(self.teachers, device, for_names=self.names_of is not None)
         tags = None
         if self.names_of is not None:
@@ -120,7 +119,7 @@ def load_proposer(choice: TeacherChoice, device: torch.device, *, for_names: boo
         from ovbridge.teachers.hf_proposer import load_hf_proposer
 
         return load_hf_proposer(
-            rest, device, trained_on=choice.trained_on, precision=settled_precision(device, choice.precision)
+            rest, device, trained_on=choice.trained_on, precision=labelling_precision(device, choice.precision)
         )
     if colon and kind == "rpn":
         if for_names:

@@ -44,6 +44,10 @@ def knn_purity(embeddings_ND: Array, labels: Sequence[Any], k: int = 5) -> float
     return float((classes[neighbours] == classes[:, None]).mean())
 
 
+LEAST_LABEL_GAP = 0.054
+"""Between the names beside a matrix, as a share of its height: a class of few regions is narrower than its name."""
+
+
 def similarity_panels(panels: Sequence[EmbeddingPanel], labels: Sequence[str]) -> str:
     """One matrix a model, regions grouped by class; bright blocks on the diagonal are good.
 
@@ -52,7 +56,8 @@ def similarity_panels(panels: Sequence[EmbeddingPanel], labels: Sequence[str]) -
     order = np.argsort(np.asarray(labels), kind="stable")
     grouped = [labels[i] for i in order]
     names = list(dict.fromkeys(grouped))
-    centres = [np.mean([i for i, label in enumerate(grouped) if label == name]) for name in names]
+    centres = [float(np.mean([i for i, label in enumerate(grouped) if label == name])) for name in names]
+    places = apart(centres, min(LEAST_LABEL_GAP, 1 / max(len(names), 1)) * len(labels), float(len(labels) - 1))
     with chart(1, len(panels), height=2.45) as (figure, axes):
         for position, (axis, panel) in enumerate(zip(axes.flat, panels, strict=True)):
             matrix = similarity_matrix(panel.embeddings[order])
@@ -60,11 +65,21 @@ def similarity_panels(panels: Sequence[EmbeddingPanel], labels: Sequence[str]) -
             axis.imshow(matrix, vmin=low, vmax=max(high, low + 1e-6), cmap="magma", interpolation="nearest")
             axis.set_title(panel.title)
             axis.set_xticks([])
-            axis.set_yticks(centres if position == 0 else [], names if position == 0 else [], fontsize=7.5)
+            axis.set_yticks(places if position == 0 else [], names if position == 0 else [], fontsize=7.5)
             axis.grid(visible=False)
             for spine in axis.spines.values():
                 spine.set_visible(False)
         return to_svg(figure, label="Cosine similarity of novel-class regions")
+
+
+def apart(centres: Sequence[float], least: float, end: float) -> list[float]:
+    """Rising positions moved as little as a pass down and one back up from `end` need to lie `least` apart."""
+    places = list(centres)
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + least)
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], end if i == len(places) - 1 else places[i + 1] - least)
+    return places
 
 
 def tsne_panels(panels: Sequence[EmbeddingPanel], labels: Sequence[str], *, seed: int = 0, k: int = 5) -> str:

@@ -61,7 +61,7 @@ def named_boxes(regions: RegionTargets | None, truth: BoxLabels, rule: NamedRegi
 
 
 def with_named(truth: BoxLabels, named: BoxLabels) -> BoxLabels:
-    """True boxes first, then named ones; masks stay those of the true boxes."""
+    """True boxes first, then named ones; without masks, which only the true boxes have."""
     return replace(
         truth,
         boxes_xyxy=torch.cat([truth.boxes_xyxy, named.boxes_xyxy]),

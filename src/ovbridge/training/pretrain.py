@@ -22,7 +22,7 @@ import torch
 import tyro
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,9 +64,6 @@ class PretrainConfig:
     """Of initialisation, sampling and augmentation."""
     init: str = ""
     """Tensors of an earlier run to start from (safetensors); empty starts anew."""
-    keep: float = 0.0
-    """Share of `init`'s weights in the result: between 0 and 1 it lies on the line between both (WiSE-FT, arXiv
-    2109.01903), which keeps more of what the start knew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,14 +279,11 @@ def pretrain_backbone(detector: DetectorConfig, objects: LabelledObjects, config
                 note=f"name {losses[-2].item():.2f}, miss {losses[-1].item():.2f}, box {moved.item():.2f}, "
                 f"accuracy {accuracy:.2f}"
             )
-    tensors = {name: value.detach() for name, value in model.state_dict().items() if name.startswith(PRETRAINED)}
-    if config.keep:
-        before = load_file(config.init)
-        tensors = {
-            name: torch.lerp(value, before[name].to(value), config.keep) if value.is_floating_point() else value
-            for name, value in tensors.items()
-        }
-    return {n: value.half().contiguous() if value.is_floating_point() else value for n, value in tensors.items()}
+    return {
+        name: value.detach().half().contiguous() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+        if name.startswith(PRETRAINED)
+    }
 
 
 def _drawn_ahead(objects: LabelledObjects, config: PretrainConfig) -> Iterator[tuple[np.ndarray, ...]]:
@@ -331,7 +325,6 @@ def backbone(
     label_only_roles: Annotated[tuple[Role, ...], tyro.conf.arg(metavar="ROLE ...")] = ("novel",),
     steps: int = PretrainConfig.steps,
     init: str = "",
-    keep: float = 0.0,
     seed: int = 0,
 ) -> None:
     """Pretrain the small detector's backbone to name single objects of a COCO-format folder.
@@ -346,14 +339,11 @@ def backbone(
         label_only_roles: objects of these roles are shown as pictures of one thing with a label, without a box.
         steps: optimiser steps.
         init: a file that this command wrote before, to go on from.
-        keep: share of --init's weights in the result, from 0 to 1: the result lies between it and what was trained.
         seed: of initialisation, sampling and augmentation.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already: give another --out or delete it")
-    if not 0.0 <= keep < 1.0 or (keep and not init):
-        raise ConfigError(f"--keep {keep:g} must be at least 0 and below 1, and needs an --init to keep weights of")
-    config = PretrainConfig(steps=steps, seed=seed, init=init, keep=keep)
+    config = PretrainConfig(steps=steps, seed=seed, init=init)
     objects = LabelledObjects.load(
         data / "annotations" / f"instances_{split}.json",
         data / split,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ovbridge.report.content import EmbeddingPanel
-from ovbridge.report.embeddings import knn_purity, similarity_matrix, similarity_panels, tsne, tsne_panels
+from ovbridge.report.embeddings import apart, knn_purity, similarity_matrix, similarity_panels, tsne, tsne_panels
 
 
 def test_similarity_matrix_by_hand() -> None:
@@ -46,3 +46,9 @@ def test_panels_name_their_purity() -> None:
     matrix = similarity_panels(panels, labels)
     assert "<image" in matrix
     assert "kite" in matrix
+
+
+def test_names_beside_a_matrix_do_not_hide_each_other() -> None:
+    assert apart([1.0, 5.0, 9.0], 2.0, 9.0) == [1.0, 5.0, 9.0]
+    assert apart([4.0, 4.5, 8.9, 9.0], 2.0, 9.0) == [3.0, 5.0, 7.0, 9.0]
+    assert apart([], 1.0, 3.0) == []

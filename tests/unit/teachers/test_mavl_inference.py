@@ -8,10 +8,10 @@ from typing import Literal
 import pytest
 import torch
 
-from ovbridge.device import autocast
+from ovbridge.device import autocast, labelling_precision
 from ovbridge.teachers.mavl import transformer
 from ovbridge.teachers.mavl.config import BackboneConfig, MavlConfig, TextConfig
-from ovbridge.teachers.mavl.inference import prepare_for_labelling, settled_precision
+from ovbridge.teachers.mavl.inference import prepare_for_labelling
 from ovbridge.teachers.mavl.model import EncodedImages, Mavl
 
 CPU = torch.device("cpu")
@@ -94,5 +94,5 @@ def test_half_precision_keeps_the_residual_stream_and_the_norms_whole() -> None:
 
 
 def test_auto_is_settled_before_anything_is_loaded() -> None:
-    assert settled_precision(CPU, "fp32") == "fp32"
-    assert settled_precision(CPU, "auto") in ("fp32", "bf16")
+    assert labelling_precision(CPU, "fp32") == "fp32"
+    assert labelling_precision(CPU, "auto") in ("fp32", "bf16")

@@ -154,25 +154,6 @@ def test_boxes_of_objects_with_a_label_only_steer_nothing(monkeypatch: pytest.Mo
     assert seen == [1], "its own box, not its neighbour's"
 
 
-def test_keep_lies_between_the_start_and_what_was_trained(world: Path, tmp_path: Path) -> None:
-    objects, config = load(world), world_r18_fpn(embedding_dim=16)
-    start = pretrain_backbone(config, objects, TINY)
-    save_file(start, tmp_path / "start.safetensors")
-    onward = replace(TINY, seed=1, init=str(tmp_path / "start.safetensors"))
-    trained = pretrain_backbone(config, objects, onward)
-    between = pretrain_backbone(config, objects, replace(onward, keep=0.75))
-    name = "roi_head.trunk.layers.0.weight"
-    assert not torch.equal(start[name], trained[name])
-    expected = 0.75 * start[name].float() + 0.25 * trained[name].float()
-    torch.testing.assert_close(between[name].float(), expected, atol=2e-3, rtol=1e-2)
-
-
-@pytest.mark.parametrize(("keep", "init"), [(0.5, ""), (1.0, "start.safetensors"), (-0.1, "start.safetensors")])
-def test_keep_needs_a_start_and_a_share(tmp_path: Path, keep: float, init: str) -> None:
-    with pytest.raises(ConfigError, match="--keep"):
-        backbone(tmp_path, tmp_path / "out.safetensors", keep=keep, init=init)
-
-
 def test_a_backbone_says_what_its_start_had_seen(world: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     backbone(world, first, steps=1)

@@ -11,15 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from ovbridge.device import Precision, bf16_pays
+from ovbridge.device import Precision
 from ovbridge.teachers.mavl.model import Mavl
-
-
-def settled_precision(device: torch.device, precision: Precision) -> Precision:
-    """What "auto" means when labelling: bf16 where the hardware computes it, else fp32."""
-    if precision != "auto":
-        return precision
-    return "bf16" if bf16_pays(device) else "fp32"
 
 
 def prepare_for_labelling(model: Mavl, precision: Precision) -> Mavl:

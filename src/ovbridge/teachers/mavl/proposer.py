@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from ovbridge.device import Precision, autocast, default_device
+from ovbridge.device import Precision, autocast, default_device, labelling_precision
 from ovbridge.errors import TeacherError
 from ovbridge.structures import Proposals
-from ovbridge.teachers.mavl.inference import prepare_for_labelling, settled_precision
+from ovbridge.teachers.mavl.inference import prepare_for_labelling
 from ovbridge.teachers.mavl.model import Mavl
 from ovbridge.teachers.mavl.samples import batch_pixels, resize, resized_hw
 from ovbridge.teachers.mavl.text import tokenize
@@ -134,7 +134,7 @@ def load_mavl(
     path = _weights_path(str(name_or_path))
     file = read_mavl(path, tokenizer=tokenizer)
     device = device or default_device()
-    precision = settled_precision(device, precision)
+    precision = labelling_precision(device, precision)
     return MavlProposer(
         prepare_for_labelling(build_mavl(file, path), precision),
         file.tokenizer,
