@@ -411,6 +411,16 @@ SUITES: dict[str, Callable[[Family], Suite]] = {
 }
 
 
+QUICK_SUITES = ("components", "rkd", "ils", "beyond")
+QUICK_ROWS = (
+    *("base", "rkd", "pis", "rkd_pis", "rkd_pis_wt"),
+    *("rkd_rpn_l1", "rkd_l1", "rkd_paper_irm", "rkd_barlow"),
+    *("ils_max_score_rpn", "ils_max_size_rpn", "ils_max_size_mvit"),
+    *("wt_two_heads", "wt_objectness", "wt_refine_named"),
+)
+"""`ovbridge ablate quick`: every order that the paper claims, and the additions that need no search."""
+
+
 def _lvis(rare: float, common: float, frequent: float, everything: float) -> Numbers:
     return {"r": rare, "c": common, "f": frequent, "all": everything}
 

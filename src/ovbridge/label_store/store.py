@@ -9,6 +9,7 @@ Teachers meet the student only here.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -202,7 +203,7 @@ class LabelStore:
         for cause in failures.values():
             causes[cause] = causes.get(cause, 0) + 1
         rate = read_rate(_log_path(self.path, table))
-        size = sum(f.stat().st_size for f in lance_table.path.rglob("*") if f.is_file())
+        size = _bytes_on_disk(lance_table.path)
         return {
             "images": len(status) - len(failures),
             "failed": len(failures),
@@ -217,6 +218,16 @@ class LabelStore:
             "proposer_trained_on": manifest.proposer_trained_on,
             "encoder": manifest.encoder,
         }
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    """Bytes of all files below `folder`; what a writer elsewhere removes while we count is not counted."""
+    size = 0
+    for parent, _, names in os.walk(folder):  # leaves folders that vanish out by itself
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.stat(os.path.join(parent, name)).st_size
+    return size
 
 
 def save_text_bank(store: str | Path, bank: TextBank, name: str = "default") -> Path:
