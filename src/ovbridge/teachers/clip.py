@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from ovbridge.device import Precision, autocast
 from ovbridge.errors import TeacherError
+from ovbridge.teachers.batch_first_attention import keep_batches_first
 from ovbridge.teachers.digest import state_digest
 from ovbridge.teachers.masked_attention import encode_masked
 from ovbridge.teachers.tokenizer import ByteBpeTokenizer
@@ -94,6 +95,7 @@ class ClipTeacher:
     ) -> None:
         """`precision` is that of the image tower; texts are always embedded in fp32."""
         self.model = model.to(device).eval().requires_grad_(False)
+        keep_batches_first(self.model)
         self.name, self.digest = name, digest
         self.image_size, self.embedding_dim = image_size, embedding_dim
         self._tokenize, self._device, self._batch_size = tokenize, device, batch_size

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from ovbridge.device import Precision
+from ovbridge.teachers.batch_first_attention import keep_batches_first
 from ovbridge.teachers.mavl.model import Mavl
 
 
@@ -21,6 +22,7 @@ def prepare_for_labelling(model: Mavl, precision: Precision) -> Mavl:
     In fp32 outputs are those of before to rounding; `precision` bf16 needs an autocast context around the model.
     """
     _fold_batch_norms(model.backbone)
+    keep_batches_first(model.fusion)
     image_side: tuple[nn.Module, ...] = (model.backbone, model.input_proj)
     for module in image_side:
         module.to(memory_format=torch.channels_last)
