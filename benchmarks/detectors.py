@@ -51,10 +51,10 @@ OFFICIAL_SECONDS = {
 CLASSES = {"coco": 80, "lvis": 1203}
 
 
-def detector(name: str, goldens: Path) -> TwoStageDetector:
+def detector(name: str, goldens: Path, classes: int | None = None) -> TwoStageDetector:
     """Full size with weight transfer; weights by the goldens' rule where it is at hand, else fresh."""
     config = coco_r50_c4(transfer=True) if name == "coco" else lvis_r50_fpn(transfer=True)
-    bank = torch.randn(CLASSES[name], 512, generator=torch.Generator().manual_seed(0))
+    bank = torch.randn(classes or CLASSES[name], 512, generator=torch.Generator().manual_seed(0))
     model = build_detector(config, bank)
     rule = goldens / "weights.py"
     if rule.is_file():

@@ -41,6 +41,7 @@ from ovbridge.label_run import LabellingPlan, TeacherChoice
 from ovbridge.label_store import NamedBoxes
 from ovbridge.labeling.labellers import JointLabeller, RegionLabeller, TagLabeller
 from ovbridge.labeling.pseudo_boxes import SelectionConfig, suppress
+from ovbridge.labeling.region_embeddings import embed_boxes
 from ovbridge.labeling.sources import image_keys_in
 from ovbridge.structures import RegionTargets
 from ovbridge.teachers.clip import ClipTeacher
@@ -239,11 +240,18 @@ def trained(images: int) -> dict[str, Any]:
         keys = image_keys_in(folder)
         pictures = [read_image(folder / key) for key in keys]
         by_precision: dict[Precision, list[RegionTargets]] = {}
+        same_boxes: list[float] = []
         precisions: tuple[Precision, ...] = ("fp32", "bf16")
         for precision in precisions:
             plan = LabellingPlan(teachers=TeacherChoice(device="cpu", precision=precision), regions=True)
-            labels = [found["regions"] for found in plan.build().label(keys, pictures)]
+            labeller = plan.build()
+            labels = [found["regions"] for found in labeller.label(keys, pictures)]
             by_precision[precision] = [targets for targets in labels if isinstance(targets, RegionTargets)]
+            exact = by_precision["fp32"]
+            if precision == "bf16" and isinstance(labeller, RegionLabeller):
+                again = embed_boxes(pictures, [t.boxes_xyxy for t in exact], labeller.encoder, labeller.crop_rule)
+                for targets, embeddings in zip(exact, again, strict=True):
+                    same_boxes += torch.nn.functional.cosine_similarity(targets.embeddings, embeddings).tolist()
     iou, cosine, rank = [], [], []
     for a, b in zip(by_precision["fp32"], by_precision["bf16"], strict=True):
         if len(a) == 0 or len(b) == 0:
@@ -258,8 +266,10 @@ def trained(images: int) -> dict[str, Any]:
         "share_iou_above_0.9": round(float(np.mean(np.array(iou) >= 0.9)), 4),
         "share_iou_above_0.9_at_the_same_rank": round(float(np.mean(np.array(rank) >= 0.9)), 4),
         "median_iou": round(float(np.median(iou)), 4),
+        "share_cosine_above_0.99": round(float(np.mean(np.array(cosine) >= 0.99)), 4),
         "lowest_cosine": round(min(cosine), 5),
         "median_cosine": round(float(np.median(cosine)), 5),
+        "lowest_cosine_of_the_same_boxes": round(min(same_boxes), 5),
     }
 
 

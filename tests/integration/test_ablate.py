@@ -137,5 +137,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "give --out and at least one suite" in capsys.readouterr().err
     assert main.run(["ablate", "nonsense", "--out", str(tmp_path / "x")]) == 2
     assert "there is no suite 'nonsense'" in capsys.readouterr().err
+    for mixed in (["quick", "rkd"], ["quick", "--rows", "rkd"]):
+        assert main.run(["ablate", *mixed, "--out", str(tmp_path / "x")]) == 2
+        assert "quick is a choice of suites and rows" in capsys.readouterr().err
     assert main.run(["ablate", "components", "--family", "coco", "--out", str(tmp_path / "x")]) == 2
     assert "need --data and --store" in capsys.readouterr().err

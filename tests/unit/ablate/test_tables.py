@@ -7,7 +7,7 @@ from ovbridge.ablate.settings import AblateSettings, claim
 from ovbridge.ablate.sharing import own_file, share_out, taken
 from ovbridge.ablate.sources import Sources
 from ovbridge.ablate.suite import Order, Run, Suite, in_order, with_rows
-from ovbridge.ablate.suites import SUITES, suite_named
+from ovbridge.ablate.suites import QUICK_ROWS, QUICK_SUITES, SUITES, suite_named
 from ovbridge.ablate.table import Figure, Measured, html_table, judge, markdown, summarise
 from ovbridge.config_tree import apply_overrides
 from ovbridge.errors import ConfigError
@@ -38,6 +38,18 @@ def test_suites_share_their_runs(family):
         in_order([Run(name="base", title="a"), Run(name="base", title="b")])
     with pytest.raises(ConfigError, match="needs 'rkd'"):
         in_order([Run(name="wt", title="x", start="rkd")])
+
+
+def test_the_quick_rows_keep_every_order_that_the_paper_claims():
+    whole = [suite_named(name, "world") for name in QUICK_SUITES]
+    quick = [with_rows(suite, QUICK_ROWS) for suite in whole]
+    assert {run.name for suite in quick for run in suite.runs} == set(QUICK_ROWS)
+
+    def claimed(suites):
+        return {(o.lower, o.higher) for s in suites for o in s.orders if "Table" in o.claim}
+
+    longer_left_out = ("rkd_pis_wt", "rkd_pis_wt_longer")
+    assert claimed(quick) == claimed(whole) - {longer_left_out}
 
 
 def test_mean_and_sample_spread():

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,6 +221,22 @@ def test_readers_may_race_with_compactions(store: LabelStore, memory_limit: int)
     writer.join()
     assert writer.exitcode == 0
     assert len(LabelStore.open(store.path).regions([str(i) for i in range(60)])) == 60
+
+
+def test_bytes_are_counted_while_a_writer_removes_files(
+    store: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append("regions", [regions("a", 1)])
+    before = store.status()["regions"]["bytes_per_image"]
+    assert before > 0
+    walk = os.walk
+
+    def late(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for parent, folders, names in walk(folder):
+            yield parent, folders, [*names, ".tmp-gone-meanwhile"]
+
+    monkeypatch.setattr(os, "walk", late)
+    assert store.status()["regions"]["bytes_per_image"] == before
 
 
 def test_what_vanishes_while_it_is_read_is_read_anew(store: LabelStore) -> None:
