@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="builtin")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103], help="one draw each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[104, 105, 106, 107], help="one draw each")
     parser.add_argument("--classes", default="", help="new nouns, separated by commas; by default 3 drawn by the seed")
     parser.add_argument("--images", type=int, default=20, help="pictures to learn from")
     parser.add_argument("--train", type=int, default=600, help="pictures to choose them from")
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--common", type=int, default=150, help="of those without a new noun, how many are used")
     parser.add_argument("--steps", type=int, default=FinetuneConfig.steps)
     parser.add_argument("--naive-steps", type=int, default=None, help="by default as many as --steps; 0 leaves it out")
+    parser.add_argument("--versions", type=int, default=FinetuneConfig.versions)
     parser.add_argument("--learning-rate", type=float, default=FinetuneConfig.learning_rate)
     parser.add_argument("--trunk-learning-rate", type=float, default=FinetuneConfig.trunk_learning_rate)
     parser.add_argument("--anchor", type=float, default=FinetuneConfig.anchor)
@@ -63,7 +64,7 @@ def main() -> None:
         "checkpoint": {"name": settings.checkpoint, "fingerprint": fingerprint(checkpoint)},
         "settings": {
             name: getattr(settings, name)
-            for name in ("steps", "learning_rate", "trunk_learning_rate", "anchor", "distillation", "wise")
+            for name in ("steps", "versions", "learning_rate", "trunk_learning_rate", "anchor", "distillation", "wise")
         },
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) used",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
@@ -106,6 +107,7 @@ def one_draw(settings: argparse.Namespace, checkpoint: Path, seed: int) -> dict[
             folder / name,
             config=FinetuneConfig(
                 steps=steps,
+                versions=settings.versions,
                 learning_rate=settings.learning_rate,
                 trunk_learning_rate=settings.trunk_learning_rate,
                 anchor=settings.anchor,

@@ -30,7 +30,8 @@ def finetune(
     max_drop: float | None = None,
     wise: float = 1.0,
     naive: bool = False,
-    steps: int = 200,
+    steps: int = 300,
+    versions: int = 10,
     batch: int = 8,
     learning_rate: float = 5e-3,
     trunk_learning_rate: float = 5e-4,
@@ -54,6 +55,7 @@ def finetune(
         wise: Share of the tuned weights in the result, the rest being the checkpoint's (WiSE-FT).
         naive: Without any anchor, for comparison.
         steps: Optimiser steps.
+        versions: Versions of each of your images to learn from, resized, flipped and recoloured; more take longer.
         batch: Images a step.
         learning_rate: Peak learning rate of your classes' text rows.
         trunk_learning_rate: Peak learning rate of the region trunk; 0 leaves it as it is.
@@ -79,8 +81,9 @@ def finetune(
     if holdout is not None and holdout_images is not None:
         held = Holdout(annotations=holdout, images=holdout_images, max_drop=max_drop)
     config = FinetuneConfig(
-        steps=steps, batch=batch, learning_rate=learning_rate, trunk_learning_rate=trunk_learning_rate, wise=wise,
-        naive=naive, anchor=anchor, distillation=distillation, proposer=proposer, clip=clip, seed=seed,
+        steps=steps, versions=versions, batch=batch, learning_rate=learning_rate,
+        trunk_learning_rate=trunk_learning_rate, wise=wise, naive=naive, anchor=anchor, distillation=distillation,
+        proposer=proposer, clip=clip, seed=seed,
     )  # fmt: skip
     figures = tune(checkpoint_path(checkpoint), data, images, out, config=config, holdout=held)
     print_figures(figures)

@@ -55,6 +55,9 @@ class TrainTransform:
     """Chance of a left-right flip."""
     jitter: PhotometricJitter | None = None
     """Colour jitter after the flip; the paper uses none."""
+    versions: int = 0
+    """Every image has so many versions, always the same ones, and one is drawn: what is frozen can be computed once for
+    each. 0 makes a new one every time."""
     truncate_pseudo_boxes: bool = True
     """Cut region and pseudo boxes to whole pixels after resizing, as the official loader does."""
 
@@ -78,6 +81,9 @@ class TrainTransform:
             labels: One pseudo box a label.
             regions: Proposals with CLIP embeddings.
         """
+        if self.versions:
+            version = int(torch.randint(self.versions, (1,), generator=generator))
+            generator = torch.Generator().manual_seed(image_id * self.versions + version)
         height, width = pixels_HW3.shape[:2]
         choice = int(torch.randint(len(self.short_sides), (1,), generator=generator))
         flipped = bool(torch.rand(1, generator=generator) < self.flip_probability)

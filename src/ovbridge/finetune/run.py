@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ from ovbridge.validation import evaluate_model
 RECORD_FILE = "finetune.json"
 REJECTED_FILE = "rejected.safetensors"
 FORMAT = "ovbridge-finetune-1"
+SCALES = (0.6, 0.75, 0.87, 1.0, 1.15, 1.3, 1.6)
+"""Sizes of an image's versions, against the one that the detector is used at."""
+JITTER = PhotometricJitter(brightness=0.4, contrast=0.4, saturation=0.4)
+"""Colours of an image's versions."""
 
 
 class ForgettingError(OVBridgeError):
@@ -43,8 +47,11 @@ class ForgettingError(OVBridgeError):
 class FinetuneConfig:
     """How a detector learns new classes."""
 
-    steps: int = 200
+    steps: int = 300
     """Optimiser steps."""
+    versions: int = 10
+    """Versions of every image that it learns from, each resized, flipped and recoloured at random; what is frozen is
+    computed once a version. Naive tuning makes a new one every time."""
     batch: int = 8
     """Images a step."""
     learning_rate: float = 5e-3
@@ -77,8 +84,8 @@ class FinetuneConfig:
             raise ConfigError(f"--wise is {self.wise}: give a share between 0 (the checkpoint) and 1 (as tuned)")
         if self.learning_rate <= 0 or self.trunk_learning_rate < 0:
             raise ConfigError("--learning-rate must be positive, --trunk-learning-rate at least 0")
-        if self.steps < 1 or self.batch < 1:
-            raise ConfigError("--steps and --batch must be at least 1")
+        if self.steps < 1 or self.batch < 1 or self.versions < 1:
+            raise ConfigError("--steps, --batch and --versions must be at least 1")
         if self.anchor < 0 or self.distillation < 0 or self.anchor_regions < 1:
             raise ConfigError("--anchor and --distillation must be at least 0, anchor_regions at least 1")
 
@@ -195,9 +202,10 @@ def _tune(
 ) -> DetectorMetadata:
     """Train `model` in place; returns what the result says of itself."""
     short, long = before.extra.get("test_size", PAPER_SIZE)
-    transform = TrainTransform(short_sides=(short,), max_long_side=long)
-    if config.naive:
-        transform = replace(transform, jitter=PhotometricJitter())
+    short_sides, longest = tuple(round(short * s) for s in SCALES), round(long * max(SCALES))
+    transform = TrainTransform(
+        short_sides=short_sides, max_long_side=longest, jitter=JITTER, versions=0 if config.naive else config.versions
+    )
     count = min(config.batch, len(inputs.coco))
     batches = build_batches(
         inputs,
@@ -214,7 +222,9 @@ def _tune(
         losses: LossFunction = _naive_losses
     else:
         freeze(model, FROZEN)
-        sizes = [resized_size(i.height, i.width, short_side=short, long_side=long) for i in inputs.coco.images]
+        sizes = [
+            resized_size(i.height, i.width, short_side=max(short_sides), long_side=longest) for i in inputs.coco.images
+        ]
         trained_K = torch.zeros(len(classes.vocabulary), dtype=torch.bool)
         trained_K[columns] = True
         losses = AnchoredLosses(

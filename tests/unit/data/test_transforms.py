@@ -107,3 +107,20 @@ def test_the_long_side_is_bounded(generator):
     transform = TrainTransform(short_sides=(800,), max_long_side=1333, flip_probability=0.0)
     image = transform(_pixels(100, 300), image_id=1, generator=generator)
     assert tuple(image.pixels.shape) == (3, 444, 1333)
+
+
+def test_an_image_has_so_many_versions_and_always_the_same(generator):
+    transform = TrainTransform(
+        short_sides=(20, 24, 28), max_long_side=100, jitter=PhotometricJitter(brightness=0.9), versions=4
+    )
+
+    def seen(image_id, draws):
+        made = [transform(_pixels(), image_id=image_id, generator=generator).pixels for _ in range(draws)]
+        return {(tuple(p.shape), p.numpy().tobytes()) for p in made}
+
+    first = seen(7, 80)
+    assert len(first) == 4
+    assert seen(7, 10) <= first
+    assert not seen(8, 80) & first, "another image has versions of its own"
+    made_anew = TrainTransform(short_sides=(20, 24, 28), max_long_side=100, jitter=PhotometricJitter(brightness=0.9))
+    assert len({made_anew(_pixels(), image_id=7, generator=generator).pixels.numpy().tobytes() for _ in range(20)}) > 10
