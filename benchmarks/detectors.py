@@ -22,22 +22,25 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torchvision
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import batched_nms, box_iou, roi_align
 
+from ovbridge.allocator import keep_freed_memory
 from ovbridge.detector import TwoStageDetector, build_detector, coco_r50_c4, lvis_r50_fpn, to_original_size
 from ovbridge.detector.boxes import clip_boxes, decode_boxes
 from ovbridge.detector.checkpoint_map import official_name
 from ovbridge.detector.config import PostprocessConfig
-from ovbridge.detector.pooling import batch_rois
+from ovbridge.detector.pooling import RegionPooler, batch_rois
 from ovbridge.detector.postprocess import RawDetections, select_detections
 from ovbridge.detector.roi_head import Stage5Trunk
 from ovbridge.device import bf16_pays
@@ -87,9 +90,26 @@ def picture(goldens: Path) -> Tensor:
     return torch.randint(0, 256, (3, 800, 1067), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
+@contextmanager
+def plain_pooling() -> Iterator[None]:
+    """Regions pooled by torchvision's kernel, sample by sample, instead of gathered."""
+
+    def align(self: RegionPooler, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
+        pooled: Tensor = roi_align(feature.float(), rois, self.resolution, 1.0 / stride, sampling_ratio=0, aligned=True)
+        return pooled
+
+    with patch.object(RegionPooler, "_align", align):
+        yield
+
+
 @torch.inference_mode()
 def plain_detect(model: TwoStageDetector, image: Tensor) -> RawDetections:
     """The official steps without any of the shortcuts of `TwoStageDetector.detect`."""
+    with plain_pooling():
+        return _plain_detect(model, image)
+
+
+def _plain_detect(model: TwoStageDetector, image: Tensor) -> RawDetections:
     encoded = model.encode([image])
     (proposals,) = model._proposals(encoded)
     rois, head, config = batch_rois([proposals.boxes_xyxy]), model.roi_head, model.config.postprocess
@@ -237,6 +257,7 @@ def measure(
     name: str, mode: str, model: TwoStageDetector, image: Tensor, *, threads: int, repeats: int
 ) -> dict[str, Any]:
     """Medians and ranges of each way, run in turn."""
+    keep_freed_memory()  # as the program does
     torch.set_num_threads(threads)
     work = jobs(name, mode, model, image)
     if not bf16_pays(torch.device("cpu")):

@@ -35,6 +35,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from ovbridge.allocator import keep_freed_memory
 from ovbridge.device import Precision, bf16_pays
 from ovbridge.images import read_image
 from ovbridge.label_run import LabellingPlan, TeacherChoice
@@ -284,6 +285,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the program does
     torch.set_num_threads(arguments.threads)
     rule = weight_rule(arguments.goldens)
     model, clip = build_mavl(arguments.goldens, rule), build_clip(rule)

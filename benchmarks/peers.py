@@ -35,6 +35,7 @@ from transformers import (
     SwinConfig,
 )
 
+from ovbridge.allocator import keep_freed_memory
 from ovbridge.device import bf16_pays
 
 HEIGHT, WIDTH = 800, 1066
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else ran on the machine")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "peers.json")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the program does
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     work: dict[str, Callable[[], Any]] = {

@@ -23,6 +23,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from ovbridge.allocator import keep_freed_memory
 from ovbridge.detector import build_detector, lvis_r50_fpn
 from ovbridge.detector.postprocess import select_detections
 
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "vocabulary_growth.json")
     parser.add_argument("--peak-of", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the program does
     torch.set_num_threads(arguments.threads)
     if arguments.peak_of:
         last_step(1)

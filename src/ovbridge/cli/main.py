@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ovbridge.allocator import keep_freed_memory
 from ovbridge.cli.arguments import pick
 from ovbridge.errors import OVBridgeError
 
@@ -42,6 +43,7 @@ EXIT_BROKEN_PIPE = 141
 
 def main() -> None:
     """Entry point of the `ovbridge` program."""
+    keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 
 

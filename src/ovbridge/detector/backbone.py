@@ -5,7 +5,8 @@ Feature maps are [B, C, H / stride, W / stride], finest first. Every backbone te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, cast
 
 import torch
@@ -49,18 +50,41 @@ class ConvNorm(nn.Module):
             FrozenBatchNorm(outputs) if norm == "frozen" else nn.BatchNorm2d(outputs)
         )
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        self.kept: tuple[Tensor, Tensor] | None = None
+        """What `folded` gives, while `folded_once` holds it."""
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight [O, I, k, k] and bias [O] of the one convolution that this is; needs a frozen norm."""
+        if self.kept is not None:
+            return self.kept
         scale, shift = cast(FrozenBatchNorm, self.norm).scale_and_shift()
         return self.weight * scale[:, None, None, None], shift
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, I, H, W] → [B, O, H / stride, W / stride]."""
+    def forward(self, x: Tensor, more_bias: Tensor | None = None) -> Tensor:
+        """[B, I, H, W] → [B, O, H / stride, W / stride], with `more_bias` [O] added where the norm is frozen."""
         if isinstance(self.norm, FrozenBatchNorm):
             weight, bias = self.folded()
+            bias = bias if more_bias is None else bias + more_bias
             return F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
         return cast(Tensor, self.norm(F.conv2d(x, self.weight, stride=self.stride, padding=self.padding)))
+
+
+@contextmanager
+def folded_once(module: nn.Module) -> Iterator[None]:
+    """Inside, frozen norms of `module` are folded into their weights once, in the dtype of autocast, and not anew in
+    every pass. Without gradients only."""
+    dtype = None
+    layers = [m for m in module.modules() if isinstance(m, ConvNorm) and isinstance(m.norm, FrozenBatchNorm)]
+    if layers and torch.is_autocast_enabled(layers[0].weight.device.type):
+        dtype = torch.get_autocast_dtype(layers[0].weight.device.type)
+    try:
+        for layer in layers:
+            weight, bias = layer.folded()
+            layer.kept = weight.to(dtype=dtype, memory_format=torch.channels_last), bias.to(dtype)
+        yield
+    finally:
+        for layer in layers:
+            layer.kept = None
 
 
 class BasicBlock(nn.Module):
@@ -97,9 +121,12 @@ class BottleneckBlock(nn.Module):
         skip = x if self.shortcut is None else self.shortcut(x)
         return self.finish(F.relu_(self.conv1(x)), skip)
 
-    def finish(self, inner: Tensor, skip: Tensor) -> Tensor:
-        """What follows the first convolution's ReLU `inner`, given the skip branch."""
-        return F.relu_(self.conv3(F.relu_(self.conv2(inner))) + skip)
+    def finish(self, inner: Tensor, skip: Tensor, skip_bias: Tensor | None = None) -> Tensor:
+        """What follows the first convolution's ReLU `inner`, given the skip branch, to which `skip_bias` [O] is still
+        to be added; that needs a frozen norm."""
+        last = self.conv3(F.relu_(self.conv2(inner)), skip_bias)
+        # In place: no operation before or after needs the convolution's own output.
+        return F.relu_(last.add_(skip) if last.dtype == skip.dtype else last + skip)
 
 
 def residual_stage(

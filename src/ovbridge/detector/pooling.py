@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from ovbridge.detector.separable_pooling import pays, separable_roi_align
+from ovbridge.detector.gathered_pooling import CellTaps
 
 
 def batch_rois(boxes: Sequence[Tensor]) -> Tensor:
@@ -46,22 +46,27 @@ class RegionPooler(nn.Module):
         return (level.clamp(low, high) - low).to(torch.int64)
 
     def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """Maps [B, C, H, W] a level and regions [R, 5] in pixels of the input → [R, C, S, S], in float32."""
-        maps = [feature.float() for feature in features[: len(self.strides)]]
+        """Maps [B, C, H, W] a level and regions [R, 5] in pixels of the input → [R, C, S, S], in float32; on a CPU
+        without gradients in the dtype of the maps."""
+        on_cpu = features[0].device.type == "cpu"
+        as_they_are = on_cpu and not torch.is_grad_enabled()
+        maps = [feature if as_they_are else feature.float() for feature in features[: len(self.strides)]]
         if len(maps) == 1:
             return self._align(maps[0], rois, self.strides[0])
         levels = self.levels_of(rois)
-        pooled = maps[0].new_zeros((len(rois), maps[0].shape[1], self.resolution, self.resolution))
+        shape = (len(rois), maps[0].shape[1], self.resolution, self.resolution)
+        order = torch.channels_last if on_cpu else torch.contiguous_format
+        pooled = torch.empty(shape, dtype=maps[0].dtype, device=rois.device, memory_format=order).zero_()
         for level, (feature, stride) in enumerate(zip(maps, self.strides, strict=True)):
             index = (levels == level).nonzero().flatten()
             if len(index):
-                pooled = pooled.index_copy(0, index, self._align(feature, rois[index], stride))
+                pooled.index_copy_(0, index, self._align(feature, rois[index], stride))
         return pooled
 
     def _align(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
-        if pays(feature):
-            with torch.autocast("cpu", enabled=False):
-                return separable_roi_align(feature, rois.to(feature.dtype), 1.0 / stride, self.resolution)
+        if feature.device.type == "cpu":
+            size = (feature.shape[2], feature.shape[3])
+            return CellTaps(rois, size, stride=stride, cells=self.resolution, images=len(feature)).pool(feature)
         pooled: Tensor = roi_align(
             feature, rois.to(feature.dtype), self.resolution, 1.0 / stride, sampling_ratio=0, aligned=True
         )

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovbridge.detector.backbone import BottleneckBlock, Norm, residual_stage
+from ovbridge.detector.backbone import BottleneckBlock, Norm, folded_once, residual_stage
 from ovbridge.detector.classifier import CosineClassifier
+from ovbridge.detector.gathered_pooling import CellTaps
 from ovbridge.detector.library_body import LibraryTrunk
 from ovbridge.detector.pooling import RegionPooler
 from ovbridge.detector.projection import Projection
-from ovbridge.detector.strided_pooling import pool_every_second_cell
+
+REGIONS_AT_ONCE = 256
+"""Regions that go through stage 5 together without gradients: what lies between two of its layers stays near."""
 
 
 class Stage5Trunk(nn.Module):
@@ -36,25 +39,44 @@ class Stage5Trunk(nn.Module):
 
     def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Maps [B, C, H, W] and regions [R, 5] → [R, F]."""
+        if not self.starts_on_the_map:
+            return self._finish(self.stage5(self.pooler([features[0]], rois)))
         first, *rest = self.stage5
-        x = self._first_block(cast(BottleneckBlock, first), features[0], rois)
+        assert isinstance(first, BottleneckBlock)
+        assert first.shortcut is not None
+        if torch.is_grad_enabled():
+            return self._from_the_map(first, rest, self._maps(first, features[0]), rois)
+        with folded_once(self.stage5):
+            maps = self._maps(first, features[0])
+            parts = torch.split(rois, REGIONS_AT_ONCE)
+            return torch.cat([self._from_the_map(first, rest, maps, part) for part in parts])
+
+    def _maps(self, first: BottleneckBlock, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Both strided 1x1 convolutions of the first block on the map: before pooling they are nearly free.
+
+        Their biases come after it, because a region reaching outside the image pools zeros there.
+        """
+        assert first.shortcut is not None
+        return F.conv2d(feature, first.conv1.folded()[0]), F.conv2d(feature, first.shortcut.folded()[0])
+
+    def _from_the_map(
+        self, first: BottleneckBlock, rest: Sequence[nn.Module], maps: tuple[Tensor, Tensor], rois: Tensor
+    ) -> Tensor:
+        assert first.shortcut is not None
+        size = (maps[0].shape[2], maps[0].shape[3])
+        stride, cells = self.pooler.strides[0], self.pooler.resolution
+        taps = CellTaps(rois, size, stride=stride, cells=cells, every=2, images=len(maps[0]))
+        inner, skip = (taps.pool(values) for values in maps)
+        inner = F.relu_(inner + first.conv1.folded()[1][:, None, None].to(inner.dtype))
+        x = first.finish(inner, skip, first.shortcut.folded()[1])
         for block in rest:
             x = block(x)
-        return x.mean(dim=(2, 3))
+        return self._finish(x)
 
-    def _first_block(self, block: BottleneckBlock, feature: Tensor, rois: Tensor) -> Tensor:
-        if not self.starts_on_the_map:
-            return cast(Tensor, block(self.pooler([feature], rois)))
-        assert block.shortcut is not None
-        inner_weight, inner_bias = block.conv1.folded()
-        skip_weight, skip_bias = block.shortcut.folded()
-        # Both strided 1x1 convolutions run on the map, before pooling. Their biases come after it, because a region
-        # reaching outside the image pools zeros there.
-        mixed = F.conv2d(feature, torch.cat([inner_weight, skip_weight]))
-        pooled = pool_every_second_cell(mixed, rois, self.pooler.strides[0], self.pooler.resolution)
-        inner, skip = torch.split(pooled, [len(inner_bias), len(skip_bias)], dim=1)
-        inner = F.relu(inner + inner_bias[:, None, None].to(inner.dtype))
-        return block.finish(inner, skip + skip_bias[:, None, None].to(skip.dtype))
+    @staticmethod
+    def _finish(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return x.mean(dim=(2, 3), dtype=torch.float32)
 
 
 class FullyConnectedTrunk(nn.Module):
@@ -129,6 +151,6 @@ class RoIHead(nn.Module):
         return F.normalize(self.projection.distilled(region_RF).float(), dim=1)
 
     @torch.no_grad()
-    def in_chunks(self, features: Sequence[Tensor], rois: Tensor, chunk: int = 256) -> Tensor:
+    def in_chunks(self, features: Sequence[Tensor], rois: Tensor, chunk: int = 1024) -> Tensor:
         """The trunk [R, F] with bounded memory, for use without gradient."""
         return torch.cat([self.trunk(features, part) for part in torch.split(rois, chunk)])
