@@ -48,7 +48,7 @@ class CellTaps:
         self._weights = torch.empty(total, device=rois.device)
         bag = torch.arange(bags, device=rois.device)
         self._offsets = (first_R[:, None] + bag * taps_R[:, None]).flatten().int()
-        for samples in samples_R.unique().tolist():
+        for samples in torch.unique(samples_R).tolist():
             rows_R = (samples_R == samples).nonzero().flatten()
             index, weights = self._taps(rois[rows_R, 0], start[rows_R], length[rows_R], cells, every, samples)
             place = first_R[rows_R, None] + torch.arange(index.shape[1], device=rois.device)
