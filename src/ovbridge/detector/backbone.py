@@ -15,6 +15,10 @@ from torch.nn import functional as F
 
 Norm = Literal["frozen", "batch"]
 
+_FEW_CHANNELS = 16
+"""oneDNN writes past the end of its buffer in the backward pass of a strided 1x1 convolution over fewer input channels
+(bf16, channels last; torch 2.15): there the stride is taken before the convolution, which is the same."""
+
 
 class FrozenBatchNorm(nn.Module):
     """Batch norm whose statistics, scale and shift are constants (buffers)."""
@@ -62,11 +66,14 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor, more_bias: Tensor | None = None) -> Tensor:
         """[B, I, H, W] → [B, O, H / stride, W / stride], with `more_bias` [O] added where the norm is frozen."""
+        stride = self.stride
+        if self.padding == 0 and stride > 1 and self.weight.shape[1] < _FEW_CHANNELS:
+            x, stride = x[:, :, ::stride, ::stride], 1
         if isinstance(self.norm, FrozenBatchNorm):
             weight, bias = self.folded()
             bias = bias if more_bias is None else bias + more_bias
-            return F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
-        return cast(Tensor, self.norm(F.conv2d(x, self.weight, stride=self.stride, padding=self.padding)))
+            return F.conv2d(x, weight, bias, stride=stride, padding=self.padding)
+        return cast(Tensor, self.norm(F.conv2d(x, self.weight, stride=stride, padding=self.padding)))
 
 
 @contextmanager

@@ -37,7 +37,8 @@ class PixelNormalizer(nn.Module):
         height = -(-max(least_h, *(h for h, _ in sizes)) // multiple) * multiple
         width = -(-max(least_w, *(w for _, w in sizes)) // multiple) * multiple
         batch = torch.stack([self._normalize(image, height, width) for image in images])
-        return batch, sizes
+        # Channels innermost: every layer keeps the order, convolutions and pooling are faster in it.
+        return batch.contiguous(memory_format=torch.channels_last), sizes
 
     def _normalize(self, image: Tensor, height: int, width: int) -> Tensor:
         values = image.to(self.mean.device, torch.float32)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from ovbridge.detector.backbone import ConvNorm, FrozenBatchNorm, PyramidBackbone, ResNet, set_norm_eval
+from ovbridge.detector.backbone import ConvNorm, FrozenBatchNorm, PyramidBackbone, ResNet, folded_once, set_norm_eval
 
 
 def small(norm: str = "frozen", freeze_at: int = 0) -> ResNet:
@@ -87,3 +88,24 @@ def test_set_norm_eval_stops_running_statistics() -> None:
     assert body.training
     body.train()(torch.randn(2, 3, 32, 32))
     assert not torch.equal(body.stem.norm.running_mean, before)
+
+
+@pytest.mark.parametrize("inputs", [8, 32])
+def test_a_strided_1x1_convolution_over_few_channels_is_the_same(inputs: int) -> None:
+    layer = ConvNorm(inputs, 12, 1, stride=2, norm="frozen")
+    x = torch.randn(2, inputs, 9, 14).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(x), F.conv2d(x, *layer.folded(), stride=2), rtol=1e-5, atol=1e-5)
+
+
+def test_norms_are_folded_once_inside_and_anew_outside() -> None:
+    layer = ConvNorm(4, 6, 3, norm="frozen")
+    x = torch.randn(1, 4, 5, 5)
+    with torch.no_grad():
+        before = layer(x)
+        with folded_once(layer):
+            layer.weight.add_(1.0)
+            torch.testing.assert_close(layer(x), before)
+        assert not torch.allclose(layer(x), before)
+        with torch.autocast("cpu", dtype=torch.bfloat16), folded_once(layer):
+            assert layer.folded()[0].dtype == torch.bfloat16
+    assert layer.kept is None
