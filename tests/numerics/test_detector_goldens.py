@@ -17,6 +17,7 @@ from ovbridge.detector.checkpoint_map import FREQUENCY, MappedCheckpoint
 from ovbridge.detector.detector import TwoStageDetector
 from ovbridge.detector.pooling import batch_rois
 from ovbridge.detector.projection import WeightTransferProjection
+from ovbridge.device import bf16_pays
 
 LEVELS = {"coco": ("res4",), "lvis": ("p2", "p3", "p4", "p5", "p6")}
 
@@ -155,3 +156,32 @@ def _check_masks(goldens: Path, image: int, golden: Golden, masks: Tensor, match
         truth = torch.from_numpy(coco_mask.decode(record).astype(bool))
         if matched[i] and truth.any():
             assert (masks[i] & truth).sum() / (masks[i] | truth).sum() > 0.98
+
+
+@pytest.mark.parametrize(
+    ("case", "image"),
+    [
+        pytest.param("coco_base", 2, marks=pytest.mark.slow),
+        ("coco_wt", 2),
+        *(pytest.param(case, i, marks=pytest.mark.slow) for case in ("coco_wt", "lvis_wt") for i in (0, 1)),
+        ("lvis_wt", 2),
+    ],
+    indirect=["case"],
+)
+@torch.inference_mode()
+def test_mixed_precision_keeps_the_best_detections(
+    golden_detector: Callable[[str], MappedCheckpoint], golden_image: Callable[[str], Tensor], case: str, image: int
+) -> None:
+    """Maps and proposals in fp32, regions in bf16: the 20 best again, with their class and at IoU 0.9.
+
+    With maps in bf16 these untrained networks choose other boxes: their scores nearly tie.
+    """
+    if not bf16_pays(torch.device("cpu")):
+        pytest.skip("this processor does not compute in bf16")
+    model, pixels = golden_detector(case).model.eval(), golden_image(f"img{image}_resized_*")
+    (exact,) = model.detect([pixels])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (mixed,) = model.detect([pixels], exact_maps=True)
+    overlap = pairwise_iou(exact.boxes_xyxy[:20], mixed.boxes_xyxy)
+    overlap[exact.class_ids[:20, None] != mixed.class_ids] = 0.0
+    assert (overlap >= 0.9).any(dim=1).all()

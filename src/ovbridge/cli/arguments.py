@@ -12,9 +12,12 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
-from typing import Any
+from typing import Any, Literal
 
 from ovbridge.errors import ConfigError
+
+DetectionPrecisionName = Literal["fp32", "mixed", "bf16", "auto"]
+"""`ovbridge.device.DetectionPrecision`, without importing PyTorch."""
 
 
 def call(function: Callable[..., None], argv: Sequence[str], *, verb: str, examples: str = "") -> None:

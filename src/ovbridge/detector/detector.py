@@ -6,6 +6,7 @@ Legend: B images, R regions, F region feature, D embedding, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -123,20 +124,25 @@ class TwoStageDetector(nn.Module):
         text_bank_KD: Tensor | None = None,
         example_ED: Tensor | None = None,
         rows: RowClasses | None = None,
+        exact_maps: bool = False,
     ) -> list[RawDetections]:
         """Detections of pictures [3, H, W] uint8 RGB, already resized, in their pixels.
 
         `text_bank_KD` (rows of any length) stands in for the stored vocabulary during this call alone, followed by
         `example_ED`, CLIP embeddings of example pictures; `rows` says which of all these make one class together.
+        `exact_maps` leaves backbone and proposal network out of autocast.
         """
         search = Search(text_bank_KD=text_bank_KD, example_ED=example_ED, rows=rows, postprocess=postprocess)
-        return self.detect_each(images, [search] * len(images))
+        return self.detect_each(images, [search] * len(images), exact_maps=exact_maps)
 
     @torch.inference_mode()
-    def detect_each(self, images: Sequence[Tensor], searches: Sequence[Search]) -> list[RawDetections]:
+    def detect_each(
+        self, images: Sequence[Tensor], searches: Sequence[Search], *, exact_maps: bool = False
+    ) -> list[RawDetections]:
         """`detect` with a search of its own for each image: requests of different people in one pass."""
-        encoded = self.encode(images)
-        proposals = [found.boxes_xyxy for found in self._proposals(encoded)]
+        with torch.autocast(self.device.type, enabled=False) if exact_maps else nullcontext():
+            encoded = self.encode(images)
+            proposals = [found.boxes_xyxy for found in self._proposals(encoded)]
         rois = batch_rois(proposals)
         region_RF = self.roi_head.in_chunks(encoded.features, rois)
         boxes_R4 = decode_boxes(rois[:, 1:], self.roi_head.box_regressor(region_RF), self.config.roi.box_weights)
