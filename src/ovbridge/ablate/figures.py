@@ -90,7 +90,13 @@ def draw_figures(out: Path, tables: Mapping[str, SuiteResult], seed: int, settin
         raise ConfigError("--figures asks the proposer about new pictures: stored boxes cannot answer")
     teachers = Teachers(proposer=proposer, clip=load_clip(settings.clip, device))
     world = settings.world
-    demo = DemoSettings(seed=seed, stages=tuple(stages), train_images=world.train_images, val_images=world.val_images)
+    demo = DemoSettings(
+        seed=seed,
+        stages=tuple(stages),
+        train_images=world.train_images,
+        val_images=world.val_images,
+        beyond=False,  # the suite's last stage is the paper's
+    )
     findings = collect_findings(folder, demo, teachers, records, {})
     command = ["ovbridge", "ablate", *tables, "--out", str(out), "--seeds", str(seed), "--figures"]
     findings = replace(
