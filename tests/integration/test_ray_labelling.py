@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lance
 import pytest
+import torch
 
 from ovbridge.cli.main import run
 from ovbridge.errors import ConfigError, TeacherError
@@ -57,7 +59,11 @@ def test_a_cluster_makes_the_store_that_one_machine_makes(cluster: RayConfig, im
         make_labeller=plan.build, image_root=images, read_image=read_image, settings=settings, config=cluster
     )
     labeller = plan.build()
+    threads = torch.get_num_threads()
+    # As many as Ray gives a teacher with one core: sums in fp32 depend on how they are divided.
+    torch.set_num_threads(1)
     label_images(tmp_path / "local", images, keys, labeller, read_image=read_image, settings=settings)
+    torch.set_num_threads(threads)
     summary = label_images(
         tmp_path / "ray", images, keys, labeller, read_image=read_image, settings=settings, engine=engine
     )
@@ -86,6 +92,7 @@ def test_what_a_worker_raises_reaches_the_user_as_it_is(cluster: RayConfig, imag
         list(engine(image_keys_in(images)))
 
 
+@pytest.mark.skipif("OVBRIDGE_WAIT_FOR_RAY" not in os.environ, reason="Ray gives an address up after three minutes")
 def test_no_cluster_at_an_address_is_said(cluster: RayConfig) -> None:
     ray.shutdown()
     with pytest.raises(ConfigError, match="does not answer"):
