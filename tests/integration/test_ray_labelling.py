@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,6 @@ def test_what_a_worker_raises_reaches_the_user_as_it_is(cluster: RayConfig, imag
         list(engine(image_keys_in(images)))
 
 
-@pytest.mark.skipif("OVBRIDGE_WAIT_FOR_RAY" not in os.environ, reason="Ray gives an address up after three minutes")
 def test_no_cluster_at_an_address_is_said(cluster: RayConfig) -> None:
     ray.shutdown()
     with pytest.raises(ConfigError, match="does not answer"):

@@ -157,9 +157,12 @@ def _detect(
         "checkpoint": checkpoint,
         "stage": detector.metadata.stage,
         "seed": detector.metadata.extra.get("seed"),
+        "precision": precision,
         "limits": {name: to_json(x) for name, x in limits.items()},
     }
     if not fusion.changes_nothing:
+        if precision != "fp32":
+            raise ConfigError(f"--fuse computes in fp32: leave --precision {precision} out")
         from ovbridge.rescoring.load import fused_detector
 
         fused = fused_detector(detector, dataset.vocabulary, fusion)

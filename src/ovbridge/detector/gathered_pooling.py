@@ -34,12 +34,13 @@ class CellTaps:
         self._shape = (images, *map_hw)
         self._side = (cells + every - 1) // every
         self._regions = len(rois)
-        rois = rois.float()
+        # A region that is no region pools one pixel; whoever made it drops what comes of it.
+        rois = rois.float().nan_to_num(0.0, 0.0, 0.0)
         start = rois[:, 1:3] / stride - 0.5
         length = (rois[:, 3:] / stride - 0.5) - start
         # Regions that need equally many samples go together, so that small ones do not pay for large ones.
         samples_R = (length.amax(dim=1) / cells).ceil().clamp(min=1).long()
-        taps_R = (samples_R + 1) ** 2
+        taps_R = (samples_R + 1).clamp(max=map_hw[0]) * (samples_R + 1).clamp(max=map_hw[1])
         bags = self._side**2
         ends_R = (taps_R * bags).cumsum(0)
         first_R = ends_R - taps_R * bags
@@ -62,9 +63,10 @@ class CellTaps:
         _, height, width = self._shape
         top, rows = _cell_windows(start_R2[:, 1], length_R2[:, 1], cells, every, samples, height)
         left, columns = _cell_windows(start_R2[:, 0], length_R2[:, 0], cells, every, samples, width)
-        reach = torch.arange(samples + 1, dtype=torch.int32, device=image_R.device)
-        y = (top[:, :, None] + reach).clamp(max=height - 1)
-        x = (left[:, :, None] + reach).clamp(max=width - 1)
+        y, x = (
+            (first[:, :, None] + torch.arange(w.shape[2], dtype=torch.int32, device=w.device)).clamp(max=limit - 1)
+            for first, w, limit in ((top, rows, height), (left, columns, width))
+        )
         # [R, S, S, T, T]: row cell, column cell, pixel row, pixel column
         index = ((image_R.int()[:, None, None] * height + y) * width)[:, :, None, :, None] + x[:, None, :, None, :]
         weights = rows[:, :, None, :, None] * columns[:, None, :, None, :]
@@ -131,4 +133,5 @@ def _cell_windows(
     offset = (low - first).long()
     weights.scatter_add_(2, offset, share * (1.0 - (at - low)))
     weights.scatter_add_(2, offset + 1, share * (at - low))
-    return first.squeeze(2).int(), weights[:, :, : samples + 1]
+    # However large the region, a cell has no more pixels than the map.
+    return first.squeeze(2).int(), weights[:, :, : min(samples + 1, limit)]

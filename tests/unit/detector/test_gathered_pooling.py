@@ -93,3 +93,19 @@ def test_trunk_equals_the_plain_stage(generator: torch.Generator) -> None:
 def test_a_region_outside_the_map_pools_zeros() -> None:
     taps = CellTaps(torch.tensor([[0, 500.0, 500, 600, 600]]), (4, 4), stride=16, cells=14)
     assert not taps.pool(torch.ones(1, 1, 4, 4)).any()
+
+
+def test_huge_regions_take_no_more_taps_than_the_map_has_pixels(generator: torch.Generator) -> None:
+    feature = torch.randn(1, 2, 6, 9, generator=generator)
+    rois = torch.tensor([[0, -3e3, -2e3, 4e3, 5e3], [0, 10.0, 10, 60, 50]])
+    taps = CellTaps(rois, (6, 9), stride=16, cells=7)
+    assert len(taps._index) <= 2 * 49 * 6 * 9
+    torch.testing.assert_close(taps.pool(feature), torchvision_aligned(feature, rois, 7), rtol=1e-4, atol=1e-4)
+
+
+def test_regions_that_are_none_do_no_harm(generator: torch.Generator) -> None:
+    feature = torch.randn(1, 2, 6, 9, generator=generator)
+    rois = torch.tensor([[0, float("nan"), 0, 5, 5], [0, 10.0, 10, 60, 50], [0, 0, 0, float("inf"), 5]])
+    pooled = CellTaps(rois, (6, 9), stride=16, cells=7).pool(feature)
+    assert pooled.isfinite().all()
+    torch.testing.assert_close(pooled[1:2], torchvision_aligned(feature, rois[1:2], 7), rtol=1e-4, atol=1e-4)
