@@ -91,3 +91,7 @@ def test_several_protocols_of_one_checkpoint_and_strict(
     fused = _json(capsys, *words, "--device", "cpu", "--fuse", "objectness_novel=1", "--no-audit")
     assert fused["fusion"]["objectness_novel"] == 1.0
     assert "leaks" not in fused
+    assert fused["precision"] == "fp32"
+    half = [*words, "--device", "cpu", "--fuse", "objectness_novel=1", "--precision", "bf16"]
+    assert main.run([str(w) for w in half]) == 2
+    assert "--fuse computes in fp32: leave --precision bf16 out" in capsys.readouterr().err
