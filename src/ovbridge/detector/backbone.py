@@ -59,8 +59,9 @@ class ConvNorm(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight [O, I, k, k] and bias [O] of the one convolution that this is; needs a frozen norm."""
-        if self.kept is not None:
-            return self.kept
+        kept = self.kept  # read once: another thread's pass over this model may end meanwhile
+        if kept is not None:
+            return kept
         scale, shift = cast(FrozenBatchNorm, self.norm).scale_and_shift()
         return self.weight * scale[:, None, None, None], shift
 

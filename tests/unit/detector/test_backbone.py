@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -109,3 +111,19 @@ def test_norms_are_folded_once_inside_and_anew_outside() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16), folded_once(layer):
             assert layer.folded()[0].dtype == torch.bfloat16
     assert layer.kept is None
+
+
+def test_passes_of_several_threads_over_one_model_do_not_disturb_each_other() -> None:
+    layer = ConvNorm(4, 6, 3, norm="frozen").requires_grad_(False)
+    x = torch.randn(1, 4, 5, 5)
+    expected = layer(x)
+
+    def often(_: int) -> bool:
+        same = True
+        for _ in range(200):
+            with folded_once(layer):
+                same &= torch.allclose(layer(x), expected, atol=1e-6)
+        return same
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(often, range(4)))
