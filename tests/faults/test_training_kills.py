@@ -88,7 +88,8 @@ def _newest_saved(out: Path) -> int:
 
 def _kill_often(root: Path, *, kills: int, seed: int = 0) -> None:
     _write_data(root)
-    config = _config(root, steps=5 * kills)
+    # Steps of milliseconds: enough of them that no run ends before its kill, however late that falls.
+    config = _config(root, steps=30 * kills)
     rng = random.Random(seed)
     out, saved = root / "killed", 0
     for _ in range(kills):
