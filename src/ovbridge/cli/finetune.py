@@ -34,8 +34,9 @@ def finetune(
     versions: int = 10,
     batch: int = 8,
     learning_rate: float = 5e-3,
-    trunk_learning_rate: float = 5e-4,
-    anchor: float = 5.0,
+    trunk_learning_rate: float = 3e-3,
+    anchor: float = 2.0,
+    name_anchor: float = 16.0,
     distillation: float = 1.0,
     proposer: str = "builtin",
     clip: str = "",
@@ -57,9 +58,10 @@ def finetune(
         steps: Optimiser steps.
         versions: Versions of each of your images to learn from, resized, flipped and recoloured; more take longer.
         batch: Images a step.
-        learning_rate: Peak learning rate of your classes' text rows.
+        learning_rate: Peak learning rate of your classes' text rows and of the projection.
         trunk_learning_rate: Peak learning rate of the region trunk; 0 leaves it as it is.
-        anchor: Factor on what holds the head to itself before the tuning, on all regions but your objects.
+        anchor: Factor on what holds embeddings and boxes as they were, on all regions but your objects.
+        name_anchor: Factor on what holds the scores of all other names there.
         distillation: Factor on the distillation from the image encoder, on regions of your images.
         proposer: Teacher that finds regions in your images: builtin, builtin-full, or a weights file.
         clip: Teacher that embeds them; by default the one that the checkpoint names.
@@ -82,8 +84,8 @@ def finetune(
         held = Holdout(annotations=holdout, images=holdout_images, max_drop=max_drop)
     config = FinetuneConfig(
         steps=steps, versions=versions, batch=batch, learning_rate=learning_rate,
-        trunk_learning_rate=trunk_learning_rate, wise=wise, naive=naive, anchor=anchor, distillation=distillation,
-        proposer=proposer, clip=clip, seed=seed,
+        trunk_learning_rate=trunk_learning_rate, wise=wise, naive=naive, anchor=anchor, name_anchor=name_anchor,
+        distillation=distillation, proposer=proposer, clip=clip, seed=seed,
     )  # fmt: skip
     figures = tune(checkpoint_path(checkpoint), data, images, out, config=config, holdout=held)
     print_figures(figures)

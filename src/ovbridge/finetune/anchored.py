@@ -1,10 +1,10 @@
 """Fine-tuning that is anchored: what the open vocabulary rests on stays, and only the region head adapts.
 
-Frozen: backbone, proposal network, box regression, and the projection into the text encoder's space. The region trunk
-learns the new classes while two things hold it on the same images: the head as it was, on all regions but the user's
-objects (learning without forgetting, arXiv 1606.09282, on embeddings instead of logits, so that it holds for names
-that are in no list), and region-based distillation (Eq. 1 and 2 of arXiv 2207.03482) from the image encoder. The new
-classes' rows of the text bank learn too, from where their names put them.
+Frozen: backbone, proposal network and box regression. Region trunk and projection learn the new classes while two
+things hold them on the same images: the head as it was, on all regions but the user's objects (learning without
+forgetting, arXiv 1606.09282: the scores of all other names, and the embeddings, for names that are in no list), and
+region-based distillation (Eq. 1 and 2 of arXiv 2207.03482) from the image encoder. The new classes' rows of the text
+bank learn too, from where their names put them.
 Since everything below the trunk is frozen, it is computed once an image.
 Legend: K classes, D embedding, B images, R regions, M true boxes.
 """
@@ -23,12 +23,13 @@ from ovbridge.detector import TwoStageDetector
 from ovbridge.detector.boxes import clip_boxes, nonempty, pairwise_iou
 from ovbridge.detector.detector import EncodedImages
 from ovbridge.detector.pooling import batch_rois
+from ovbridge.detector.roi_head import RoIHead
 from ovbridge.detector.rpn import BoxProposals
 from ovbridge.structures import BoxLabels, TrainingImage
 from ovbridge.training.objectives import LossWeights, region_losses, sample_batch
 from ovbridge.training.prefetch import Batch
 
-FROZEN = ("backbone", "rpn", "roi_head.projection", "roi_head.box_regressor")
+FROZEN = ("backbone", "rpn", "roi_head.box_regressor")
 """What an anchored fine-tuning does not touch."""
 REMEMBERED_BYTES = 2_000_000_000
 """Feature maps kept in memory; beyond it they are computed again."""
@@ -66,10 +67,11 @@ class FineTunedDetector(nn.Module):
 class HeadAnchor:
     """The region head as it was, and how far the learning one has moved from it on the user's images."""
 
-    def __init__(self, detector: TwoStageDetector, *, regions: int) -> None:
-        """`regions`: proposals an image that are compared, and half as many boxes anywhere."""
+    def __init__(self, detector: TwoStageDetector, *, kept_columns_K: Tensor, regions: int) -> None:
+        """`kept_columns_K` [K] bool: the names whose scores must stay; `regions`: proposals an image that are
+        compared, and half as many boxes anywhere."""
         self._head = copy.deepcopy(detector.roi_head).requires_grad_(False).eval()
-        self._regions = regions
+        self._kept_K, self._regions = kept_columns_K.to(detector.device), regions
 
     def __call__(
         self,
@@ -78,23 +80,30 @@ class HeadAnchor:
         proposals: Sequence[BoxProposals],
         labels: Sequence[BoxLabels],
         generator: torch.Generator,
-    ) -> Tensor:
-        """L1 between the unit embeddings, and between the box deltas, of both heads: summed over elements, a mean over
-        the regions that hold none of the user's objects."""
+    ) -> tuple[Tensor, Tensor]:
+        """How far the regions that hold none of the user's objects have moved, and how differently they are named.
+
+        The first is the L1 `displacement` of unit embeddings and of box deltas, the second the `divergence` of the
+        scores of the names to keep.
+        """
         rois = batch_rois(
             [
                 self._old_regions(found.boxes_xyxy, label.boxes_xyxy, hw, generator)
                 for found, label, hw in zip(proposals, labels, encoded.sizes, strict=True)
             ]
         )
-        head = detector.roi_head
-        region_RF = head.trunk(encoded.features, rois)
+        unit_RD, deltas_R4, logits_RK = self._outputs(detector.roi_head, encoded, rois)
         with torch.no_grad():
-            old_RF = self._head.trunk(encoded.features, rois)
-            old_RD, old_deltas_R4 = self._head.unit_embeddings(old_RF), self._head.box_regressor(old_RF)
-        return displacement(head.unit_embeddings(region_RF), old_RD) + displacement(
-            head.box_regressor(region_RF), old_deltas_R4
-        )
+            old_RD, old_deltas_R4, old_logits_RK = self._outputs(self._head, encoded, rois)
+        moved = displacement(unit_RD, old_RD) + displacement(deltas_R4, old_deltas_R4)
+        return moved, divergence(logits_RK, old_logits_RK)
+
+    def _outputs(self, head: RoIHead, encoded: EncodedImages, rois: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit embeddings [R, D], box deltas [R, 4], and logits of the names to keep."""
+        region_RF = head.trunk(encoded.features, rois)
+        embedding_RD = head.projection(region_RF)
+        logits_RK = head.classifier(embedding_RD)[:, self._kept_K]
+        return F.normalize(embedding_RD.float(), dim=1), head.box_regressor(region_RF), logits_RK
 
     def _old_regions(
         self, proposals_N4: Tensor, true_boxes_M4: Tensor, image_hw: tuple[int, int], generator: torch.Generator
@@ -111,6 +120,17 @@ class HeadAnchor:
 def displacement(student_RE: Tensor, old_RE: Tensor) -> Tensor:
     """L1 of E elements, a mean over R regions; zero for none."""
     return (student_RE.float() - old_RE.float()).abs().sum() / max(len(old_RE), 1)
+
+
+def divergence(logits_RK: Tensor, old_RK: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of sigmoid scores from the old ones, a sum over K names and a mean over R regions;
+    zero for none."""
+    old_scores_RK = old_RK.float().sigmoid()
+    crossed, least = (
+        F.binary_cross_entropy_with_logits(logits.float(), old_scores_RK, reduction="sum")
+        for logits in (logits_RK, old_RK)
+    )
+    return (crossed - least) / max(len(old_RK), 1)
 
 
 def boxes_anywhere(count: int, image_hw: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -134,14 +154,15 @@ class AnchoredLosses:
         padded_hw: tuple[int, int],
         anchor: HeadAnchor,
         anchor_weight: float,
+        name_anchor_weight: float,
     ) -> None:
         self._weights, self._columns_K, self._padded_hw = weights, trained_columns_K, padded_hw
-        self._anchor, self._anchor_weight = anchor, anchor_weight
+        self._anchor, self._anchor_weight, self._name_anchor_weight = anchor, anchor_weight, name_anchor_weight
         self._kept: dict[int, tuple[list[Tensor], BoxProposals]] = {}
         self._kept_bytes = 0
 
     def __call__(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Losses of a batch of boxed images: those of `training.objectives.region_losses`, and anchor."""
+        """Losses of a batch of boxed images: those of `training.objectives.region_losses`, anchor and name_anchor."""
         assert isinstance(model, FineTunedDetector)
         model.apply_rows(learning=True)
         detector = model.detector
@@ -160,8 +181,10 @@ class AnchoredLosses:
             weights=self._weights,
             columns=self._columns_K.to(detector.device),
         )
-        if self._anchor_weight:
-            losses["anchor"] = self._anchor_weight * self._anchor(detector, encoded, proposals, labels, generator)
+        if self._anchor_weight or self._name_anchor_weight:
+            moved, renamed = self._anchor(detector, encoded, proposals, labels, generator)
+            losses["anchor"] = self._anchor_weight * moved
+            losses["name_anchor"] = self._name_anchor_weight * renamed
         # The tensor with the graph must not outlive the step.
         model.detector.roi_head.classifier.text_KD = model.detector.roi_head.classifier.text_KD.detach()
         return losses

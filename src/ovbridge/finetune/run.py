@@ -55,14 +55,17 @@ class FinetuneConfig:
     batch: int = 8
     """Images a step."""
     learning_rate: float = 5e-3
-    """Of the text rows of the user's classes: peak of the cosine schedule of AdamW."""
-    trunk_learning_rate: float = 5e-4
+    """Of the text rows of the user's classes and of the projection: peak of the cosine schedule of AdamW."""
+    trunk_learning_rate: float = 3e-3
     """Of the region trunk. Without `anchor`, anything above a hundredth of `learning_rate` forgets the other names."""
-    anchor: float = 5.0
+    anchor: float = 2.0
     """Factor on the distance between the head and itself before the tuning, on all regions of your images that are none
-    of your objects: embeddings and box deltas stay, whatever the trunk learns. 0 leaves it out."""
+    of your objects: embeddings and box deltas stay, whatever trunk and projection learn. 0 leaves it out."""
+    name_anchor: float = 16.0
+    """Factor on the divergence of all other names' scores from those before the tuning, on the same regions. It holds
+    less of the embeddings than `anchor`, which leaves more of them to the new classes."""
     anchor_regions: int = 32
-    """Proposals an image that `anchor` compares, and half as many boxes anywhere."""
+    """Proposals an image that the anchors compare, and half as many boxes anywhere."""
     naive_learning_rate: float = 5e-4
     """Of everything, where `naive`: that of the later training stages."""
     wise: float = 1.0
@@ -86,8 +89,10 @@ class FinetuneConfig:
             raise ConfigError("--learning-rate must be positive, --trunk-learning-rate at least 0")
         if self.steps < 1 or self.batch < 1 or self.versions < 1:
             raise ConfigError("--steps, --batch and --versions must be at least 1")
-        if self.anchor < 0 or self.distillation < 0 or self.anchor_regions < 1:
-            raise ConfigError("--anchor and --distillation must be at least 0, anchor_regions at least 1")
+        if min(self.anchor, self.name_anchor, self.distillation) < 0 or self.anchor_regions < 1:
+            raise ConfigError(
+                "--anchor, --name-anchor and --distillation must be at least 0, anchor_regions at least 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +145,7 @@ def finetune(
         raise ForgettingError(
             f"held-out AP50 fell by {figures['drop']:.1f} points ({figures['before']['held_out']:.1f} to "
             f"{figures['after']['held_out']:.1f}), allowed are {allowed:g}: the detector is {figures['detector']}; "
-            "try --wise 0.5, fewer --steps, or a larger --anchor, in another --out"
+            "try --wise 0.5, fewer --steps, or a larger --anchor and --name-anchor, in another --out"
         )
     return figures
 
@@ -231,8 +236,9 @@ def _tune(
             weights=_anchored_weights(classes.bank.dim, config),
             trained_columns_K=trained_K,
             padded_hw=(max(h for h, _ in sizes), max(w for _, w in sizes)),
-            anchor=HeadAnchor(model, regions=config.anchor_regions),
+            anchor=HeadAnchor(model, kept_columns_K=~trained_K, regions=config.anchor_regions),
             anchor_weight=config.anchor,
+            name_anchor_weight=config.name_anchor,
         )
         tuned = FineTunedDetector(model, columns)
     optim = OptimConfig(

@@ -26,7 +26,7 @@ from ovbridge.detector import (
 )
 from ovbridge.detector.boxes import pairwise_iou
 from ovbridge.detector.rpn import BoxProposals
-from ovbridge.finetune.anchored import FROZEN, HeadAnchor, boxes_anywhere, displacement, interpolate
+from ovbridge.finetune.anchored import FROZEN, HeadAnchor, boxes_anywhere, displacement, divergence, interpolate
 from ovbridge.finetune.run import FinetuneConfig, ForgettingError, Holdout, finetune
 from ovbridge.label_store import LabelledImage, LabelStore, Manifest
 from ovbridge.structures import BoxLabels, RegionTargets
@@ -105,14 +105,14 @@ def _run(folder: Path, out: str, holdout: Holdout | None = None, **settings: Any
     )
 
 
-def test_only_the_trunk_and_the_given_rows_learn(folder: Path) -> None:
+def test_only_trunk_projection_and_the_given_rows_learn(folder: Path) -> None:
     figures = _run(folder, "out")
     assert (figures["new_classes"], figures["classes"]) == (["harp"], ["harp", "kite"])
     before, after = load_file(folder / "detector.safetensors"), load_file(folder / "out" / "detector.safetensors")
     assert before.keys() == after.keys()
     changed = {name for name in before if name != TEXT and not torch.equal(before[name], after[name])}
     assert changed
-    assert all(name.startswith("roi_head.trunk.") for name in changed)
+    assert all(name.startswith(("roi_head.trunk.", "roi_head.projection.")) for name in changed)
     assert not any(name.startswith(FROZEN) for name in changed)
     assert after[TEXT].shape == (4, 8)
     assert torch.equal(before[TEXT][[0, 2]], after[TEXT][[0, 2]])  # mug and sofa were not in the user's file
@@ -122,8 +122,9 @@ def test_only_the_trunk_and_the_given_rows_learn(folder: Path) -> None:
     assert metadata.names == (*OLD, "harp")
     assert [record["role"] for record in metadata.vocabulary] == ["base", "base", "novel", "base"]
     losses = [json.loads(line)["losses"] for line in (folder / "out" / "log.jsonl").read_text().splitlines()]
-    assert set(losses[-1]) == {"anchor", "classification", "rkd_l1", "rkd_relation"}
+    assert set(losses[-1]) == {"anchor", "name_anchor", "classification", "rkd_l1", "rkd_relation"}
     assert losses[-1]["anchor"] > 0
+    assert losses[-1]["name_anchor"] > 0
 
 
 def test_interpolation_lies_between_and_zero_is_the_checkpoint(folder: Path) -> None:
@@ -139,7 +140,7 @@ def test_interpolation_lies_between_and_zero_is_the_checkpoint(folder: Path) -> 
 
 def test_the_anchor_holds_what_is_none_of_the_users_objects(folder: Path) -> None:
     model, _ = load_detector(folder / "detector.safetensors")
-    anchor = HeadAnchor(model, regions=6)
+    anchor = HeadAnchor(model, kept_columns_K=torch.tensor([True, False, True]), regions=6)
     pixels = torch.randint(0, 255, (3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     encoded = model.encode([pixels])
     object_box = torch.tensor([[4.0, 4.0, 34.0, 34.0]])
@@ -150,19 +151,32 @@ def test_the_anchor_holds_what_is_none_of_the_users_objects(folder: Path) -> Non
     assert float(pairwise_iou(object_box, compared).max()) < 0.5
     assert {tuple(box) for box in elsewhere.tolist()} <= {tuple(box) for box in compared.tolist()}
 
-    def moved() -> torch.Tensor:
-        return anchor(model, encoded, proposals, labels, torch.Generator().manual_seed(0))
+    def moved_and_renamed() -> tuple[float, float]:
+        moved, renamed = anchor(model, encoded, proposals, labels, torch.Generator().manual_seed(0))
+        return moved.item(), renamed.item()
 
-    assert moved().item() == 0
+    assert moved_and_renamed() == (0, 0)
+    with torch.no_grad():
+        model.roi_head.classifier.text_KD[1] *= -1  # the row that learns is no name to keep
+    assert moved_and_renamed() == (0, 0)
     with torch.no_grad():
         next(model.roi_head.trunk.parameters()).mul_(1.5)
-    assert moved().item() > 0
+    assert min(moved_and_renamed()) > 0
 
 
 def test_displacement_sums_elements_and_averages_regions() -> None:
     student, old = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
     assert displacement(student, old).item() == 2.0
     assert displacement(student[:0], old[:0]).item() == 0.0
+
+
+def test_divergence_is_that_of_the_scores() -> None:
+    old, new = torch.tensor([[0.0, 2.0], [-30.0, 1.0]]), torch.tensor([[1.0, 2.0], [-40.0, 1.0]])
+    assert divergence(old, old).item() == 0
+    p, q = old.double().sigmoid(), new.double().sigmoid()
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum() / 2
+    torch.testing.assert_close(divergence(new, old), expected.float())
+    assert divergence(new[:0], old[:0]).item() == 0
 
 
 def test_boxes_anywhere_lie_in_the_image_and_have_area() -> None:
@@ -228,7 +242,7 @@ def test_held_out_figures_come_from_the_detector(folder: Path, capsys: pytest.Ca
         (["--holdout", "old.json"], "go together"),
         (["--data", "none.json"], "none.json does not exist"),
         (["--wise", "2"], "share between 0"),
-        (["--anchor=-1"], "--anchor and --distillation must be at least 0"),
+        (["--name-anchor=-1"], "--name-anchor and --distillation must be at least 0"),
     ],
 )
 def test_mistakes_are_one_line(
