@@ -155,7 +155,8 @@ def _check_masks(goldens: Path, image: int, golden: Golden, masks: Tensor, match
     for i, record in enumerate(records):
         truth = torch.from_numpy(coco_mask.decode(record).astype(bool))
         if matched[i] and truth.any():
-            assert (masks[i] & truth).sum() / (masks[i] | truth).sum() > 0.98
+            # Two pixels are what rounding turns over at the edge of a mask, however small that mask is.
+            assert (masks[i] ^ truth).sum() <= 2 + 0.01 * truth.sum()
 
 
 @pytest.mark.parametrize(

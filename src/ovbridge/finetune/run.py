@@ -47,21 +47,21 @@ class ForgettingError(OVBridgeError):
 class FinetuneConfig:
     """How a detector learns new classes."""
 
-    steps: int = 300
+    steps: int = 400
     """Optimiser steps."""
-    versions: int = 10
+    versions: int = 50
     """Versions of every image that it learns from, each resized, flipped and recoloured at random; what is frozen is
     computed once a version. Naive tuning makes a new one every time."""
     batch: int = 8
     """Images a step."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 2e-3
     """Of the text rows of the user's classes and of the projection: peak of the cosine schedule of AdamW."""
-    trunk_learning_rate: float = 3e-3
-    """Of the region trunk. Without `anchor`, anything above a hundredth of `learning_rate` forgets the other names."""
-    anchor: float = 2.0
+    trunk_learning_rate: float = 1.2e-3
+    """Of the region trunk. Without the anchors, anything above a hundredth of `learning_rate` forgets the other names."""
+    anchor: float = 1.5
     """Factor on the distance between the head and itself before the tuning, on all regions of your images that are none
     of your objects: embeddings and box deltas stay, whatever trunk and projection learn. 0 leaves it out."""
-    name_anchor: float = 16.0
+    name_anchor: float = 12.0
     """Factor on the divergence of all other names' scores from those before the tuning, on the same regions. It holds
     less of the embeddings than `anchor`, which leaves more of them to the new classes."""
     anchor_regions: int = 32
