@@ -3,10 +3,11 @@
     python benchmarks/training.py --out benchmarks/results/training.json
 
 The plain loop is what one writes first: fp32, contiguous memory, images read when they are needed, torchvision's
-RoIAlign, SGD parameter by parameter. Both train the same detector on the same batches; windows of steps alternate, and
-medians are compared. bf16 is used where the processor computes it, which the result says. Processor seconds are
-compared too: they hardly depend on what else the machine does, and with one thread (OMP_NUM_THREADS=1) their ratio is
-that of an idle core.
+RoIAlign, SGD parameter by parameter, the C library's own way with freed memory. Ours
+runs as one process with all threads, and as one process a core (torchrun). All train the same detector on the same
+batches, each window of steps in a process of its own; windows alternate, and medians are compared. bf16 is used where
+the processor computes it, which the result says. Processor seconds are compared too: they hardly depend on what else
+the machine does, and with one thread (OMP_NUM_THREADS=1) their ratio is that of an idle core.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -34,20 +40,25 @@ from ovbridge.data.ovd_files import write_coco_ovd
 from ovbridge.data.transforms import PhotometricJitter, TrainTransform
 from ovbridge.detector import TwoStageDetector, build_detector, lvis_r50_fpn, world_r18_fpn
 from ovbridge.detector.architectures import coco_r50_c4
+from ovbridge.detector.pixels import PixelNormalizer
 from ovbridge.device import bf16_pays, default_device
 from ovbridge.images import read_image
 from ovbridge.recipes import recipe_named
 from ovbridge.run_config import RunConfig
 from ovbridge.structures import BoxLabels
-from ovbridge.train_preparation import loss_function
+from ovbridge.train_preparation import loss_function, prepare_model
 from ovbridge.training.batches import build_batches
 from ovbridge.training.inputs import TrainingInputs, open_inputs
 from ovbridge.training.logging import read_log
 from ovbridge.training.loop import TrainingParts, step_generator, train
 from ovbridge.training.optim import build_optimizer
 from ovbridge.training.prefetch import Batch
+from ovbridge.training.ranks import Peers, joined_run
 from ovbridge.training.start import starting_detector
 from ovbridge.world.write import write_world
+
+THREADS = torch.get_num_threads()
+ONE_PROCESS = "one process"
 
 
 def main() -> None:
@@ -59,7 +70,12 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--decodes", type=int, default=20)
+    parser.add_argument("--loop", choices=("plain", "ours"), help="measure one window of this loop and nothing else")
+    parser.add_argument("--world", type=Path, help="with --loop: where the pictures lie")
     settings = parser.parse_args()
+    if settings.loop:
+        one_window(settings)
+        return
     keep_freed_memory()  # as the program does
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder) / "world"
@@ -68,13 +84,13 @@ def main() -> None:
         np.save(world / "bank.npy", np.random.default_rng(0).normal(size=(80, 64)).astype(np.float32))
         config = world_config(world, settings.batch)
         record: dict[str, Any] = {
-            "loops": compare_loops(config, Path(folder), settings.steps, settings.windows),
+            "loops": compare_loops(settings, world, Path(folder)),
             "data_wait": data_wait(config, Path(folder), settings.steps * 2, settings.workers),
             "decoding": decoding(settings.decodes),
             "learning_parameters": learning_parameters(),
         }
     record |= {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s)",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {THREADS} thread(s)",
         "device": str(default_device()),
         "bf16": bf16_pays(default_device()),
         "torch": torch.__version__,
@@ -92,18 +108,52 @@ def world_config(world: Path, batch: int) -> RunConfig:
     return apply_overrides(replace(config, data=data), [f"batches.det={batch}", "loop.save_every=1000000"])
 
 
-def compare_loops(config: RunConfig, folder: Path, steps: int, windows: int) -> dict[str, Any]:
-    """Images a second of both loops, medians over alternating windows."""
-    plain, ours = [], []
-    for window in range(windows):
-        plain.append(plain_rates(config, steps))
-        ours.append(run_ours(config, folder / f"run{window}", steps, 0))
+def compare_loops(settings: argparse.Namespace, world: Path, folder: Path) -> dict[str, Any]:
+    """Images a second of the loops, and how many times those of the plain one, medians over alternating windows."""
+    contenders = {"plain": ("plain", 1), ONE_PROCESS: ("ours", 1)}
+    if THREADS > 1:
+        contenders[f"{THREADS} processes"] = ("ours", THREADS)
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    for window in range(settings.windows):
+        for number, (name, (loop, processes)) in enumerate(contenders.items()):
+            out = folder / f"window{window}_{number}.json"
+            runs[name].append(in_own_process(settings, loop, world, out, processes))
+            print(name, json.dumps(runs[name][-1]), flush=True)
     found: dict[str, Any] = {}
     for unit in ("images_per_second", "images_per_cpu_second"):
-        left, right = ([round(float(rates[unit]), 2) for rates in runs] for runs in (plain, ours))
-        ratio = round(statistics.median(right) / statistics.median(left), 3)
-        found[unit] = {"plain": left, "ours": right, "ratio_of_medians": ratio}
+        rates = {name: [round(run[unit], 2) for run in windows] for name, windows in runs.items()}
+        middle = {name: statistics.median(values) for name, values in rates.items()}
+        ratios = {name: round(value / middle["plain"], 3) for name, value in middle.items() if name != "plain"}
+        found[unit] = {**rates, "times_plain": ratios}
     return found
+
+
+def in_own_process(settings: argparse.Namespace, loop: str, world: Path, out: Path, processes: int) -> dict[str, float]:
+    """One window of `loop` in a fresh process, or in several that share the threads."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [
+        sys.executable, *(launcher if processes > 1 else []), __file__, "--loop", loop, "--world", str(world),
+        "--out", str(out), "--batch", str(settings.batch), "--steps", str(settings.steps),
+    ]  # fmt: skip
+    threads = {"OMP_NUM_THREADS": str(THREADS // processes)}
+    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{loop} in {processes} process(es) failed: {done.stderr}")
+    found: dict[str, float] = json.loads(out.read_text())
+    return found
+
+
+def one_window(settings: argparse.Namespace) -> None:
+    """Measure one loop in this process, and its peers where torchrun started some; the first writes `--out`."""
+    config = world_config(settings.world, settings.batch)
+    if settings.loop == "plain":
+        settings.out.write_text(json.dumps(plain_rates(config, settings.steps)))
+        return
+    keep_freed_memory()  # as the program does
+    with joined_run() as (peers, _):
+        found = run_ours(config, settings.out.with_suffix(""), settings.steps, 0, peers)
+    if peers.ranks.is_first:
+        settings.out.write_text(json.dumps(found))
 
 
 def _model(config: RunConfig, inputs: TrainingInputs) -> TwoStageDetector:
@@ -119,7 +169,7 @@ def plain_rates(config: RunConfig, steps: int) -> dict[str, float]:
     losses = loss_function(config, inputs)
     batches = iter(build_batches(inputs, config.data, config.stage, config.batches, seed=0))
     began = cpu = 0.0
-    with plain_pooling():
+    with plain_pooling(), channels_first_maps():
         for step in range(steps + 1):
             if step == 1:
                 began, cpu = time.perf_counter(), time.process_time()
@@ -136,30 +186,44 @@ def plain_rates(config: RunConfig, steps: int) -> dict[str, float]:
     }
 
 
-def run_ours(config: RunConfig, folder: Path, steps: int, workers: int) -> dict[str, Any]:
+@contextmanager
+def channels_first_maps() -> Iterator[None]:
+    """Feature maps in PyTorch's own layout: they take that of the picture."""
+    ours = PixelNormalizer.forward
+
+    def channels_first(self: PixelNormalizer, *args: Any, **named: Any) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        batch, sizes = ours(self, *args, **named)
+        return batch.contiguous(), sizes
+
+    with patch.object(PixelNormalizer, "forward", channels_first):
+        yield
+
+
+def run_ours(config: RunConfig, folder: Path, steps: int, workers: int, peers: Peers | None = None) -> dict[str, float]:
     """`training.loop`: rates and data wait over the steps after the first, from the log and the processor's clock.
 
     Up to two batches are loaded ahead while the first step runs, which flatters a window of few steps a little.
     """
-    folder.mkdir(parents=True)
+    peers = peers or Peers()
+    ranks = peers.ranks
+    folder.mkdir(parents=True, exist_ok=True)
     config = apply_overrides(config, [f"loop.steps={steps + 1}", "loop.log_every=1", f"batches.workers={workers}"])
     inputs = open_inputs(config.data, config.stage, with_masks=False)
     model = _model(config, inputs)
     model = model.to(memory_format=torch.channels_last)
+    prepare_model(model, config, peers)
     computed, starts = loss_function(config, inputs), list[float]()
 
     def losses(model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
         starts.append(time.process_time())
         return computed(model, batch, generator)
 
-    parts = TrainingParts(
-        model=model,
-        optimizer=build_optimizer(model, config.optim),
-        batches=build_batches(inputs, config.data, config.stage, config.batches, seed=0),
-        losses=losses,
+    batches = build_batches(
+        inputs, config.data, config.stage, config.batches, seed=0, rank=ranks.rank, world_size=ranks.world_size
     )
-    train(parts, folder, config=config.loop, optim=config.optim, seed=0, stage="base")
-    used = time.process_time() - starts[1]
+    parts = TrainingParts(model=model, optimizer=build_optimizer(model, config.optim), batches=batches, losses=losses)
+    train(parts, folder, config=config.loop, optim=config.optim, seed=0, stage="base", peers=peers)
+    used = sum(seconds for (seconds,) in peers.gather([time.process_time() - starts[1]]))
     lines = read_log(folder / "log.jsonl")[1:]
     seconds = sum(config.batches.det / line["images_per_second"] for line in lines)
     waited = sum(line["data_wait"] * config.batches.det / line["images_per_second"] for line in lines)

@@ -57,7 +57,7 @@ class FinetuneConfig:
     learning_rate: float = 2e-3
     """Of the text rows of the user's classes and of the projection: peak of the cosine schedule of AdamW."""
     trunk_learning_rate: float = 1.2e-3
-    """Of the region trunk. Without the anchors, anything above a hundredth of `learning_rate` forgets the other names."""
+    """Of the region trunk. Without the anchors, anything above a few hundredths of this forgets the other names."""
     anchor: float = 1.5
     """Factor on the distance between the head and itself before the tuning, on all regions of your images that are none
     of your objects: embeddings and box deltas stay, whatever trunk and projection learn. 0 leaves it out."""

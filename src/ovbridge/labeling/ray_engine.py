@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from ovbridge.labeling.stages import Outcome, ReadImage, RunSettings, label_in_o
 
 CORES_PER_TEACHER = 4
 """Where there is no GPU, one teacher for so many cores."""
+REACHED_WITHIN_SECONDS = 10.0
+"""How long the machine of a cluster may take to accept a connection; Ray itself would try for minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +104,9 @@ def connect(config: RayConfig) -> Any:
             "--engine ray needs Ray: pip install 'ovbridge[ray]', or use --engine local with --shard on each machine"
         ) from None
     if not ray.is_initialized():
+        address = config.address or os.environ.get("RAY_ADDRESS")
         try:
+            _reach(address)
             ray.init(
                 address=config.address,
                 include_dashboard=None if config.address else False,
@@ -110,7 +115,7 @@ def connect(config: RayConfig) -> Any:
             )
         except Exception as error:  # what a cluster that does not come up raises shares no base class
             line = " ".join(str(error).split())[:200]
-            where = config.address or os.environ.get("RAY_ADDRESS") or "a cluster on this machine"
+            where = address or "a cluster on this machine"
             raise ConfigError(f"Ray does not answer: {where} ({line}); start it first, or use --engine local") from None
     context = ray.data.DataContext.get_current()
     # Outcomes in the order of the images: the store is then the same whoever labelled.
@@ -119,6 +124,13 @@ def connect(config: RayConfig) -> Any:
     context.max_errored_blocks = 0
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
+
+
+def _reach(address: str | None) -> None:
+    """Raises OSError where nothing listens at a HOST:PORT or ray://HOST:PORT; other addresses are Ray's to find."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_WITHIN_SECONDS).close()
 
 
 def _width(resources: Mapping[str, float], wanted: int | None, units: int) -> tuple[int, int, int]:

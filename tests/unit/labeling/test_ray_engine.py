@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from ovbridge.errors import ConfigError, TeacherError
 from ovbridge.labeling.labellers import RegionLabeller
-from ovbridge.labeling.ray_engine import RayConfig, RayEngine, _plain, _UnitLabeller, _width, connect
+from ovbridge.labeling.ray_engine import RayConfig, RayEngine, _plain, _reach, _UnitLabeller, _width, connect
 from ovbridge.labeling.stages import RunSettings, label_in_order
 
 
@@ -26,6 +27,18 @@ from ovbridge.labeling.stages import RunSettings, label_in_order
 )
 def test_how_many_teachers_with_what(resources, wanted, units, width) -> None:
     assert _width(resources, wanted, units) == width
+
+
+def test_a_cluster_that_nothing_listens_for_is_said_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        _reach(f"127.0.0.1:{port}")
+        _reach(f"ray://127.0.0.1:{port}")
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "ray://[::1]:1"):
+        with pytest.raises(OSError, match=r"\[Errno"):
+            _reach(address)
+    for found_by_ray in (None, "", "auto", "local"):
+        _reach(found_by_ray)
 
 
 def test_a_worker_does_with_its_units_what_one_machine_does(image_root: Path, proposer, encoder, read_image) -> None:
