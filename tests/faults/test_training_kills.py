@@ -88,8 +88,8 @@ def _newest_saved(out: Path) -> int:
 
 def _kill_often(root: Path, *, kills: int, seed: int = 0) -> None:
     _write_data(root)
-    # Steps of milliseconds: enough of them that no run ends before its kill, however late that falls.
-    config = _config(root, steps=30 * kills)
+    # More steps than the kills can fall behind, so that no run ends before its kill on however fast a machine.
+    config = _config(root, steps=12 * kills)
     rng = random.Random(seed)
     out, saved = root / "killed", 0
     for _ in range(kills):
@@ -97,7 +97,9 @@ def _kill_often(root: Path, *, kills: int, seed: int = 0) -> None:
         process, target = _start(config, out), saved + rng.randint(0, 3)
         while process.is_alive() and _steps_done(out) < target:
             time.sleep(0.002)
-        process.join(rng.uniform(0, 0.15))
+        late = time.monotonic() + rng.uniform(0, 0.15)
+        while time.monotonic() < late and _steps_done(out) < target + 3:
+            time.sleep(0.002)
         assert process.exitcode is None
         process.kill()
         process.join()
