@@ -5,7 +5,7 @@
 Several draws: a seed gives the world, the 3 nouns out of the 15 that no stage has ever had a label of, and the order of
 the tuning. Seeds 88 and 99 are for choosing settings, so they are not among the default ones. Figures are AP50 in
 percent on held-out pictures: "new" over the 3 nouns, "held-out" over the 17 novel ones, "base" over the 48 base ones.
-Draws 101 to 112 were looked at before the present defaults were chosen. A draw takes about two minutes of one free
+Draws 101 to 112 were looked at before the present defaults were chosen. A draw takes 3 to 8 minutes of one free
 core; one that is complete is not computed again.
 """
 
