@@ -89,7 +89,11 @@ def test_unknown_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_unknown_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, has_bf16: bool
+) -> None:
+    monkeypatch.setattr("ovbridge.device.bf16_pays", lambda device: has_bf16)  # what the demo may have to say first
     assert "rkdd" in _in_process(capsys, "demo", "--out", tmp_path / "demo", "--stages", "base,rkdd")
     assert not (tmp_path / "demo").exists()
 

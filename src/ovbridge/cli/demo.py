@@ -80,13 +80,9 @@ def demo(
 
 
 def _effort() -> float:
-    from ovbridge.console import stderr
     from ovbridge.device import bf16_pays, default_device
 
-    if bf16_pays(default_device()):
-        return 1.0
-    stderr.print(f"no bf16 on this machine: training {WITHOUT_BF16:.0%} of the usual steps (--effort 1 for all)")
-    return WITHOUT_BF16
+    return 1.0 if bf16_pays(default_device()) else WITHOUT_BF16
 
 
 def _print_table(results: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ovbridge.audit.run import summary_for
 from ovbridge.config_tree import apply_overrides
+from ovbridge.console import stderr
 from ovbridge.data.coco import CocoDataset
 from ovbridge.data.image_labels import load_tagged_images
 from ovbridge.data.ovd_files import TRAIN_FILE, VAL_FILE
@@ -125,6 +126,9 @@ def run_demo(out: Path, settings: DemoSettings, *, teachers: Teachers | None = N
     if teachers is None:
         teachers = Teachers(proposer=load_mavl(settings.proposer), clip=load_clip(settings.clip))
     claim_folder(out, settings)
+    if settings.effort != 1:
+        # Not before the settings are known to be good: an error is one line.
+        stderr.print(f"training {settings.effort:.0%} of the usual steps (--effort 1, as with bf16, for all)")
     folder = DemoFolder(root=out.resolve())
     clock = StepClock(folder.root / "steps.json")
     with clock.step("build the world"):
