@@ -3,11 +3,11 @@
     python benchmarks/training.py --out benchmarks/results/training.json
 
 The plain loop is what one writes first: fp32, contiguous memory, images read when they are needed, torchvision's
-RoIAlign, SGD parameter by parameter, the C library's own way with freed memory. Ours
-runs as one process with all threads, and as one process a core (torchrun). All train the same detector on the same
-batches, each window of steps in a process of its own; windows alternate, and medians are compared. bf16 is used where
-the processor computes it, which the result says. Processor seconds are compared too: they hardly depend on what else
-the machine does, and with one thread (OMP_NUM_THREADS=1) their ratio is that of an idle core.
+RoIAlign, SGD parameter by parameter, the C library's own way with freed memory. Ours runs as one process with all
+threads, and as one process a core (torchrun). All train the same detector on the same batches, each window of steps in
+a process of its own; windows alternate, and medians are compared. bf16 is used where the processor computes it, which
+the result says. Processor seconds are compared too: they hardly depend on what else the machine does, and with one
+thread (OMP_NUM_THREADS=1) their ratio is that of an idle core.
 """
 
 from __future__ import annotations

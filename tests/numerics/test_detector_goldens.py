@@ -152,11 +152,14 @@ def _check_masks(goldens: Path, image: int, golden: Golden, masks: Tensor, match
     expected = torch.from_numpy(golden["final_mask_area"]).long()
     assert ((area - expected).abs() <= 2 + 0.002 * expected)[matched].all()
     records = json.loads((goldens / "lvis_wt_masks_rle.json").read_text())[f"img{image}"]
+    pixels = wrong = 0
     for i, record in enumerate(records):
         truth = torch.from_numpy(coco_mask.decode(record).astype(bool))
         if matched[i] and truth.any():
             # Two pixels are what rounding turns over at the edge of a mask, however small that mask is.
             assert (masks[i] ^ truth).sum() <= 2 + 0.01 * truth.sum()
+            pixels, wrong = pixels + int(truth.sum()), wrong + int((masks[i] ^ truth).sum())
+    assert wrong <= 0.002 * pixels
 
 
 @pytest.mark.parametrize(
