@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovbridge.cli.arguments import call
+from ovbridge.cli.arguments import DetectionPrecisionName, call
 from ovbridge.errors import ConfigError
 
 EXAMPLES = """
@@ -32,6 +32,7 @@ def serve(
     store: Path | None = None,
     clip: str | None = None,
     device: str | None = None,
+    precision: DetectionPrecisionName = "fp32",
     api_key_file: Path | None = None,
     max_batch: int = 8,
     workers: int | None = None,
@@ -50,6 +51,8 @@ def serve(
         store: label store whose regions the page and /v1/search look in.
         clip: text encoder for names that the checkpoint does not know; by default the one that it names.
         device: cpu, cuda or cuda:1; by default the GPU if there is one.
+        precision: fp32; bf16, about half the time where the hardware has it; mixed, maps in fp32 and regions in bf16;
+            auto, bf16 where the hardware has it.
         api_key_file: file with a key that /v1 then wants; the variable OVBRIDGE_API_KEY does the same.
         max_batch: most pictures in one pass of the model.
         workers: model threads; by default 2 on a CPU with several cores, else 1.
@@ -83,7 +86,7 @@ def serve(
     bound = listen(host, port)
     source = checkpoint or str(builtin_checkpoint())
     stderr.print(f"loading {source}", soft_wrap=True, markup=False)
-    engine = Engine.load(source, limits, device=device, clip=clip)
+    engine = Engine.load(source, limits, device=device, clip=clip, precision=precision)
     search = None
     if store is not None:
         from ovbridge.serve.regions import RegionSearch

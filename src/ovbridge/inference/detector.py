@@ -6,7 +6,6 @@ Legend: K names, D embedding width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, get_args, runtime_checkable
@@ -17,7 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovbridge.detector import DetectorMetadata, RawDetections, TwoStageDetector, load_detector, to_original_size
+from ovbridge.detector import (
+    DetectorMetadata,
+    RawDetections,
+    Search,
+    TwoStageDetector,
+    load_detector,
+    to_original_size,
+)
 from ovbridge.detector.postprocess import RowClasses
 from ovbridge.device import DetectionPrecision, Precision, autocast, default_device
 from ovbridge.errors import ConfigError, DataError, OVBridgeError, TeacherError, VocabularyError
@@ -208,15 +214,13 @@ class Detector:
             score_threshold=score_threshold if bank is None else bank.lowest_threshold,
             max_detections=max_detections,
         )
-        with self._autocast():
-            found = self._model.detect(
-                [self._input(pixels) for pixels in resized],
-                postprocess=postprocess,
-                text_bank_KD=None if bank is None else bank.text_KD,
-                example_ED=None if bank is None else bank.example_ED,
-                rows=None if bank is None else bank.rows,
-                exact_maps=self._precision == "mixed",
-            )
+        search = Search(
+            text_bank_KD=None if bank is None else bank.text_KD,
+            example_ED=None if bank is None else bank.example_ED,
+            rows=None if bank is None else bank.rows,
+            postprocess=postprocess,
+        )
+        found = self.detect_resized(resized, [search] * len(resized))
         wanted = self.names if queries is None else tuple(query.name for query in queries)
         return [
             _as_detections(to_original_size(raw, _size(small), _size(original)), wanted)
@@ -268,9 +272,18 @@ class Detector:
         boxes = boxes_xyxy.float() * _box_scale(small, original)
         return self._model.region_embeddings([self._input(small)], [boxes])[0].float().cpu()
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def detect_resized(
+        self, images_HW3: Sequence[np.ndarray[Any, Any]], searches: Sequence[Search]
+    ) -> list[RawDetections]:
+        """The network on pictures that `resize` gave, each with a search of its own, in this detector's precision.
+
+        Boxes are in pixels of the pictures given; `detect_batch` is this with reading, resizing and names around it.
+        """
         precision: Precision = "bf16" if self._precision == "mixed" else self._precision
-        return autocast(self._model.device, precision)
+        with autocast(self._model.device, precision):
+            return self._model.detect_each(
+                [self._input(pixels) for pixels in images_HW3], searches, exact_maps=self._precision == "mixed"
+            )
 
     def _input(self, pixels_HW3: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(pixels_HW3).permute(2, 0, 1).to(self._model.device)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ovbridge.detector import Search, to_original_size
 from ovbridge.detector.postprocess import RowClasses
+from ovbridge.device import DetectionPrecision
 from ovbridge.errors import OVBridgeError
 from ovbridge.inference import Detector
 from ovbridge.inference.queries import parse_queries
@@ -76,7 +77,13 @@ class Engine:
 
     @classmethod
     def load(
-        cls, checkpoint: str | Path, limits: Limits, *, device: str | None = None, clip: str | None = None
+        cls,
+        checkpoint: str | Path,
+        limits: Limits,
+        *,
+        device: str | None = None,
+        clip: str | None = None,
+        precision: DetectionPrecision = "fp32",
     ) -> Engine:
         """Read a checkpoint; raises CheckpointError, ConfigError or TeacherError in one line."""
         detector = Detector.load(checkpoint, device)
@@ -84,7 +91,13 @@ class Engine:
         if clip is not None:
             encoder.load()
         # Loaded again around the same network, so that names and crops share one CLIP.
-        detector = Detector(detector.model, detector.metadata, device=detector.model.device, text_encoder=encoder)
+        detector = Detector(
+            detector.model,
+            detector.metadata,
+            device=detector.model.device,
+            text_encoder=encoder,
+            precision=precision,
+        )
         return cls(detector, encoder, limits, checkpoint=Path(checkpoint).name)
 
     def first_job(self) -> DetectJob:
@@ -151,14 +164,12 @@ class Engine:
 
     def run(self, jobs: Sequence[DetectJob]) -> list[Detections]:
         """Detections of several pictures in one pass, boxes in pixels of the upright originals."""
-        model = self.detector.model
-        images = [torch.from_numpy(job.picture.small_HW3).permute(2, 0, 1).to(model.device) for job in jobs]
         searches = [
             Search(
                 text_bank_KD=job.wanted.text_KD,
                 rows=job.wanted.rows,
                 postprocess=replace(
-                    model.config.postprocess,
+                    self.detector.model.config.postprocess,
                     score_threshold=job.wanted.score_threshold,
                     max_detections=job.wanted.max_detections,
                 ),
@@ -169,7 +180,7 @@ class Engine:
             self._busy += 1
             torch.set_num_threads(max(1, min(getattr(self._mine, "threads", 1), self._all_threads // self._busy)))
         try:
-            found = model.detect_each(images, searches)
+            found = self.detector.detect_resized([job.picture.small_HW3 for job in jobs], searches)
         finally:
             with self._busy_lock:
                 self._busy -= 1
