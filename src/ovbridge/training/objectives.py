@@ -141,7 +141,8 @@ def detection_losses(
     )
     sampled = sample_batch(model, proposals, labels, generator=source, choose=choose)
     if share is not None:
-        weights = share.region_weights(weights, images, sampled, model.num_classes)
+        masked = sum(int(chosen.sum()) for chosen in _with_masks(sampled, masks, model.num_classes))
+        weights = share.region_weights(weights, images, sampled, masked)
     columns = loss_columns(sampled, model.num_classes, trained_columns_K, federated, generator, share)
     if named and columns is not None:
         near = [near_columns(found, own, model.num_classes) for found, own in zip(sampled, named, strict=True)]
@@ -337,6 +338,20 @@ def region_losses(
     return result | _distillation_losses(model, distilled_RF, images, weights, share)
 
 
+def _with_masks(sampled: Sequence[SampledRegions], masks: Sequence[Tensor | None], num_classes: int) -> list[Tensor]:
+    """[R] bool of each image: the regions whose true box has a mask; empty where an image has boxes alone.
+
+    Boxes that came by a name follow the true ones and have no mask.
+    """
+    known = [own for own in masks if own is not None]
+    if len(known) < len(masks):
+        return []
+    return [
+        (regions.class_ids < num_classes) & (regions.true_indices < len(own))
+        for regions, own in zip(sampled, known, strict=True)
+    ]
+
+
 def _mask_losses(
     model: TwoStageDetector,
     encoded: EncodedImages,
@@ -344,17 +359,11 @@ def _mask_losses(
     masks: Sequence[Tensor | None],
     weights: LossWeights,
 ) -> dict[str, Tensor]:
+    foreground = _with_masks(sampled, masks, model.num_classes)
+    if model.mask_head is None or not weights.mask or not any(chosen.any() for chosen in foreground):
+        return {}
     known = [own for own in masks if own is not None]
-    if model.mask_head is None or not weights.mask or len(known) < len(masks):
-        return {}
-    # Boxes that came by a name follow the true ones and have no mask.
-    foreground = [
-        (regions.class_ids < model.num_classes) & (regions.true_indices < len(own))
-        for regions, own in zip(sampled, known, strict=True)
-    ]
     boxes = [regions.boxes_xyxy[chosen] for regions, chosen in zip(sampled, foreground, strict=True)]
-    if not any(len(b) for b in boxes):
-        return {}
     logits = model.mask_head(encoded.features, batch_rois(boxes))
     targets = [
         mask_targets(true[regions.true_indices[chosen]], own, logits.shape[-1])

@@ -49,22 +49,22 @@ class BatchShare:
         weights: LossWeights,
         images: Sequence[TrainingImage],
         sampled: Sequence[SampledRegions],
-        num_classes: int,
+        masked: int,
     ) -> LossWeights:
-        """Loss weights of the region head for this part of a boxed batch, given the regions sampled from each image.
+        """Loss weights of the region head for this part of a boxed batch, given the regions sampled from each image
+        and how many of them learn a mask.
 
         How many regions the other passes will sample is not known yet; they are taken to be as many as in this one,
         which is exact where the sampler fills its quota.
         """
         count = sum(len(regions) for regions in sampled)
-        foreground = sum(int((regions.class_ids < num_classes).sum()) for regions in sampled)
-        everyone = self.peers.gather([count, foreground])
+        everyone = self.peers.gather([count, masked])
         regions_factor = self._factor(count, self.passes * sum(row[0] for row in everyone))
         return replace(
             self._distillation_weights(weights, images),
             classification=weights.classification * regions_factor,
             box=weights.box * regions_factor,
-            mask=weights.mask * self._factor(foreground, self.passes * sum(row[1] for row in everyone)),
+            mask=weights.mask * self._factor(masked, self.passes * sum(row[1] for row in everyone)),
         )
 
     def label_weights(self, weights: LossWeights, images: Sequence[TrainingImage]) -> LossWeights:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ovbridge.detector import TwoStageDetector, build_detector, to_weight_transfer, world_r18_fpn
+from ovbridge.detector import TwoStageDetector, build_detector, losses, to_weight_transfer, world_r18_fpn
 from ovbridge.detector.config import MaskConfig
 from ovbridge.structures import BoxLabels, ImageLabels, RegionTargets, TrainingImage
 from ovbridge.training.named_regions import NamedRegions
 from ovbridge.training.objectives import FederatedLoss, LossWeights, detection_losses, image_label_losses
+from ovbridge.training.ranks import Peers
+from ovbridge.training.share import BatchShare, shares_of_step
 
 CLASSES = 5
 DETECTION = {"rpn_objectness", "rpn_box", "classification", "box"}
@@ -241,3 +244,34 @@ def test_named_regions_teach_a_class_without_boxes(model: TwoStageDetector) -> N
     assert columns_with_gradient(None) == [True, False, True, True, False]
     # Class 4 is named by CLIP; class 1 could be but is not.
     assert columns_with_gradient(naming) == [True, False, True, True, True]
+
+
+def test_named_regions_do_not_count_as_masked_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(world_r18_fpn(embedding_dim=8, channels=(8, 8, 8, 8)), mask=MaskConfig(channels=8, convolutions=1))
+    bank = torch.randn(CLASSES, 8, generator=torch.Generator().manual_seed(7))
+    model = build_detector(config, bank).train()
+    named = RegionTargets(
+        boxes_xyxy=torch.tensor([[60.0, 5, 94, 30]]),
+        embeddings=model.roi_head.classifier.text_KD[4:5] * 3,
+        scores=torch.ones(1),
+    )
+    picture = replace(image(boxes=True, masks=True), regions=named)
+    naming = NamedRegions(candidates_K=torch.tensor([False, False, False, False, True]), probability=0.5)
+    told, sampled, learning = list[int](), list[int](), list[int]()
+    weigh, mask_loss = BatchShare.region_weights, losses.mask_loss
+
+    def count(share: BatchShare, weights: LossWeights, images: object, found: Any, masked: int) -> LossWeights:
+        told.append(masked)
+        sampled.append(sum(int((regions.class_ids < CLASSES).sum()) for regions in found))
+        return weigh(share, weights, images, found, masked)  # type: ignore[arg-type]
+
+    def learn(logits: Tensor, targets: Tensor) -> Tensor:
+        learning.append(len(targets))
+        return mask_loss(logits, targets)
+
+    monkeypatch.setattr(BatchShare, "region_weights", count)
+    monkeypatch.setattr(losses, "mask_loss", learn)
+    ((part, share),) = shares_of_step([picture], passes=1, peers=Peers(), seed=0, step=0)
+    detection_losses(model, part, weights=LossWeights(), naming=naming, share=share)
+    assert told == learning
+    assert told[0] < sampled[0]

@@ -55,15 +55,15 @@ def sampled(foreground: int, background: int) -> SampledRegions:
 
 
 def test_every_part_weighs_as_much_as_it_holds() -> None:
-    # The other process: padded to 40 x 20, 2 images, 5 regions, 1 labelled image; then 30 sampled, 3 foreground.
+    # The other process: padded to 40 x 20, 2 images, 5 regions, 1 labelled image; then 30 sampled, 3 with a mask.
     peers = OtherSays([40, 20, 2, 5, 1], [30, 3])
     images = [image(30, 30, regions=1, labels=2), image(20, 50, regions=2)]
     ((part, share),) = shares_of_step(images, passes=1, peers=peers, seed=0, step=0)
     assert part == images
     assert share.padded_hw == (40, 50)
     weights = LossWeights(classification=1.0, box=2.0, mask=1.0, rkd_l1=15.0, rkd_relation=6.0, image_label=0.1)
-    regions = share.region_weights(weights, images, [sampled(1, 9)], 5)
-    # 10 of 40 regions, of which 1 of 4 foreground; 3 of 8 distilled; times 2, for gradients are averaged over 2.
+    regions = share.region_weights(weights, images, [sampled(1, 9)], 1)
+    # 10 of 40 regions, of which 1 of 4 with a mask; 3 of 8 distilled; times 2, for gradients are averaged over 2.
     assert regions.classification == pytest.approx(2 * 10 / 40)
     assert regions.box == pytest.approx(2 * 2 * 10 / 40)
     assert regions.mask == pytest.approx(2 * 1 / 4)
@@ -81,7 +81,7 @@ def test_passes_divide_the_images_and_their_randomness() -> None:
     draws = [[torch.rand(1, generator=g).item() for _, s in some for g in s.generators] for some in (whole, parts)]
     assert draws[0] == draws[1]
     assert len(set(draws[0])) == 3
-    factors = [share.region_weights(LossWeights(), part, [sampled(1, 9)], 5).rkd_l1 for part, share in parts]
+    factors = [share.region_weights(LossWeights(), part, [sampled(1, 9)], 1).rkd_l1 for part, share in parts]
     assert factors == pytest.approx([0.0, 15.0])
     # Of 3 processes the second has images 1 and 4 of the batch.
     second = OtherSays([8, 8, 1, 0, 0])
