@@ -42,8 +42,8 @@ FREE_FIELDS = frozenset(
         "version",
     }
 )
-"""Fields that may change when a run goes on: they change no weight but by rounding, or (paths) their contents are
-compared instead."""
+"""Fields that may change when a run goes on: they change no weight but by rounding (`accumulate`: see there, so that a
+run that ran out of memory can go on), or (paths) their contents are compared instead."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,11 +103,40 @@ def test_every_way_to_give_a_picture_agrees(detector: Detector, picture: np.ndar
 
 
 def test_batch_agrees_with_one_at_a_time(detector: Detector, picture: np.ndarray) -> None:
-    together = detector.detect_batch([picture, picture[:, :90]], score_threshold=0.3)
+    # Of three shapes, so that two would be padded to a size that they do not have alone.
+    pictures = [picture, picture[:, :90], picture[:40], picture[::-1].copy()]
+    together = detector.detect_batch(pictures, score_threshold=0.3)
     assert detector.detect_batch([]) == []
-    alone = detector.detect(picture, score_threshold=0.3)
-    assert len(together) == 2
-    torch.testing.assert_close(together[0].scores, alone.scores, atol=1e-3, rtol=1e-3)
+    for found, given in zip(together, pictures, strict=True):
+        alone = detector.detect(given, score_threshold=0.3)
+        torch.testing.assert_close(found.scores, alone.scores, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.boxes_xyxy, alone.boxes_xyxy, atol=1e-3, rtol=0)
+
+
+def test_numbers_that_ask_for_nothing_are_named(detector: Detector, picture: np.ndarray) -> None:
+    with pytest.raises(ConfigError, match=r"score_threshold is nan: give a number from 0 to 1"):
+        detector.detect(picture, score_threshold=float("nan"))
+    with pytest.raises(ConfigError, match="max_detections is -3: give at least 1"):
+        detector.detect(picture, max_detections=-3)
+    with pytest.raises(ConfigError, match="count is 0"):
+        detector.propose(picture, 0)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([90.0, 10, 20, 60], "box 1 is .* no area inside the picture of 200 x 120 pixels"),
+        ([900.0, 10, 920, 60], "box 1"),
+        ([float("nan"), 0, 9, 9], "box 1"),
+    ],
+)
+def test_regions_without_area_have_no_embedding(
+    detector: Detector, picture: np.ndarray, box: list[float], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        detector.embed_regions(picture, torch.tensor([[0.0, 0, 9, 9], box]))
+    with pytest.raises(DataError, match=r"boxes must be \[N, 4\]"):
+        detector.embed_regions(picture, torch.tensor(box))
 
 
 def test_proposals_and_embeddings_are_in_pixels_of_the_image_given(detector: Detector, picture: np.ndarray) -> None:

@@ -94,6 +94,7 @@ class DetectionDataset:
         if not self.images:
             raise DataError(f"no image of {image_dir} has a box to train on: check the annotation file")
         self._image_dir, self._transform, self._regions = Path(image_dir), transform, regions
+        self._with_masks = any(i.segmentations for i in coco.images)
         self.is_wide = np.array([i.width > i.height for i in self.images])
 
     def __len__(self) -> int:
@@ -108,7 +109,8 @@ class DetectionDataset:
         image = self.images[index]
         pixels = read_image(self._image_dir / image.file_name, expected_hw=(image.height, image.width))
         masks = None
-        if image.segmentations:
+        if self._with_masks:
+            # None of an image without boxes, rather than unknown ones, which would leave the batch without a mask loss.
             masks = torch.from_numpy(decode_masks(image.segmentations, image.height, image.width))
         return self._transform(
             pixels,

@@ -37,7 +37,8 @@ class CellTaps:
         # A region that is no region pools one pixel; whoever made it drops what comes of it.
         rois = rois.float().nan_to_num(0.0, 0.0, 0.0)
         start = rois[:, 1:3] / stride - 0.5
-        length = (rois[:, 3:] / stride - 0.5) - start
+        # A region whose sides have changed places has no samples.
+        length = ((rois[:, 3:] / stride - 0.5) - start).clamp(min=0)
         # Regions that need equally many samples go together, so that small ones do not pay for large ones.
         samples_R = (length.amax(dim=1) / cells).ceil().clamp(min=1).long()
         taps_R = (samples_R + 1).clamp(max=map_hw[0]) * (samples_R + 1).clamp(max=map_hw[1])

@@ -24,6 +24,7 @@ from ovbridge.detector import (
     load_detector,
     to_original_size,
 )
+from ovbridge.detector.boxes import clip_boxes, nonempty
 from ovbridge.detector.postprocess import RowClasses
 from ovbridge.device import DetectionPrecision, Precision, autocast, default_device
 from ovbridge.errors import ConfigError, DataError, OVBridgeError, TeacherError, VocabularyError
@@ -200,7 +201,11 @@ class Detector:
         score_threshold: float = 0.05,
         max_detections: int = 100,
     ) -> list[Detections]:
-        """`detect` for several pictures of any sizes in one pass; memory grows with their number."""
+        """`detect` for several pictures of any sizes together; memory grows with their number."""
+        if not 0 <= score_threshold <= 1:
+            raise ConfigError(f"score_threshold is {score_threshold}: give a number from 0 to 1")
+        if max_detections < 1:
+            raise ConfigError(f"max_detections is {max_detections}: give at least 1")
         queries = None if names is None else parse_queries(names, self._stored_rows)
         if like:
             queries = _with_examples(queries or (), like)
@@ -258,6 +263,8 @@ class Detector:
 
     def propose(self, image: ImageLike, count: int) -> Proposals:
         """The `count` best class-agnostic boxes of the region proposal network, in pixels of the picture given."""
+        if count < 1:
+            raise ConfigError(f"count is {count}: ask for at least one box")
         original = _pixels(image)
         small = self.resize(original)
         found = self._model.propose([self._input(small)], count)[0]
@@ -266,8 +273,12 @@ class Detector:
         )
 
     def embed_regions(self, image: ImageLike, boxes_xyxy: Tensor) -> Tensor:
-        """[N, D] unit embeddings of given boxes [N, 4] (pixels of the picture), as they are compared with names."""
+        """[N, D] unit embeddings of given boxes [N, 4] (pixels of the picture), as they are compared with names.
+
+        Raises DataError for a box without area inside the picture.
+        """
         original = _pixels(image)
+        _check_boxes(boxes_xyxy, *_size(original))
         small = self.resize(original)
         boxes = boxes_xyxy.float() * _box_scale(small, original)
         return self._model.region_embeddings([self._input(small)], [boxes])[0].float().cpu()
@@ -280,10 +291,32 @@ class Detector:
         Boxes are in pixels of the pictures given; `detect_batch` is this with reading, resizing and names around it.
         """
         precision: Precision = "bf16" if self._precision == "mixed" else self._precision
+        found: dict[int, RawDetections] = {}
         with autocast(self._model.device, precision):
-            return self._model.detect_each(
-                [self._input(pixels) for pixels in images_HW3], searches, exact_maps=self._precision == "mixed"
-            )
+            for group in self.passes(images_HW3):
+                raw = self._model.detect_each(
+                    [self._input(images_HW3[i]) for i in group],
+                    [searches[i] for i in group],
+                    exact_maps=self._precision == "mixed",
+                )
+                found |= dict(zip(group, raw, strict=True))
+        return [found[i] for i in range(len(images_HW3))]
+
+    def passes(self, resized_HW3: Sequence[np.ndarray[Any, Any]]) -> list[list[int]]:
+        """Positions of the pictures that may share a pass: those of one padded size.
+
+        Padding moves detections: in the company of larger pictures a picture would give other results than alone.
+        """
+        alike: dict[tuple[int, int], list[int]] = {}
+        for i, pixels in enumerate(resized_HW3):
+            alike.setdefault(self.padded_size(pixels), []).append(i)
+        return list(alike.values())
+
+    def padded_size(self, resized_HW3: np.ndarray[Any, Any]) -> tuple[int, int]:
+        """Height and width to which the network pads a picture that comes alone."""
+        multiple = max(self._model.config.pixels.size_divisibility, 1)
+        height, width = _size(resized_HW3)
+        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
     def _input(self, pixels_HW3: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(pixels_HW3).permute(2, 0, 1).to(self._model.device)
@@ -424,6 +457,16 @@ def _as_detections(found: RawDetections, names: tuple[str, ...]) -> Detections:
 
 def _size(pixels_HW3: np.ndarray[Any, Any]) -> tuple[int, int]:
     return int(pixels_HW3.shape[0]), int(pixels_HW3.shape[1])
+
+
+def _check_boxes(boxes_xyxy: Tensor, height: int, width: int) -> None:
+    if boxes_xyxy.ndim != 2 or boxes_xyxy.shape[1] != 4:
+        raise DataError(f"boxes must be [N, 4] (x1, y1, x2, y2) in pixels, got {list(boxes_xyxy.shape)}")
+    inside = clip_boxes(boxes_xyxy.float(), (height, width))
+    for i in (~nonempty(inside)).nonzero().flatten().tolist()[:1]:
+        raise DataError(
+            f"box {i} is {boxes_xyxy[i].tolist()}, which has no area inside the picture of {width} x {height} pixels"
+        )
 
 
 def _box_scale(resized_HW3: np.ndarray[Any, Any], original_HW3: np.ndarray[Any, Any]) -> Tensor:

@@ -69,19 +69,21 @@ class FusedDetector:
         """Detections of each image [H, W, 3] uint8 RGB, best first, boxes in its pixels."""
         resized = [self._detector.resize(pixels) for pixels in images]
         inputs = [torch.from_numpy(p).permute(2, 0, 1).to(self._text_KD.device) for p in resized]
-        raw = detect_fused(
-            self._detector.model,
-            inputs,
-            self._text_KD,
-            self._novel_K,
-            self._fusion,
-            score_threshold=score_threshold,
-            max_detections=max_detections,
-        )
-        return [
-            self._finished(to_original_size(r, small.shape[:2], pixels.shape[:2]), pixels, score_threshold)
-            for r, small, pixels in zip(raw, resized, images, strict=True)
-        ]
+        found: dict[int, Detections] = {}
+        for group in self._detector.passes(resized):
+            raw = detect_fused(
+                self._detector.model,
+                [inputs[i] for i in group],
+                self._text_KD,
+                self._novel_K,
+                self._fusion,
+                score_threshold=score_threshold,
+                max_detections=max_detections,
+            )
+            for i, one in zip(group, raw, strict=True):
+                fitted = to_original_size(one, resized[i].shape[:2], images[i].shape[:2])
+                found[i] = self._finished(fitted, images[i], score_threshold)
+        return [found[i] for i in range(len(images))]
 
     def _finished(self, raw: RawDetections, pixels: Pixels, threshold: float) -> Detections:
         scores = raw.scores.float()

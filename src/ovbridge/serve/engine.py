@@ -158,9 +158,7 @@ class Engine:
 
     def batch_key(self, job: DetectJob) -> tuple[int, int]:
         """Pictures with equal keys are padded to the same size, so that company does not change their result."""
-        multiple = max(self.detector.model.config.pixels.size_divisibility, 1)
-        height, width = job.picture.small_HW3.shape[:2]
-        return -(-height // multiple), -(-width // multiple)
+        return self.detector.padded_size(job.picture.small_HW3)
 
     def run(self, jobs: Sequence[DetectJob]) -> list[Detections]:
         """Detections of several pictures in one pass, boxes in pixels of the upright originals."""

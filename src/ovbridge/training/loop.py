@@ -68,7 +68,9 @@ class LoopConfig:
     data_timeout: float = 600.0
     """Seconds without a batch after which the loader counts as stalled."""
     accumulate: int = 1
-    """Passes in which a process computes its part of a batch, one after another: less memory, the same gradient."""
+    """Passes in which a process computes its part of a batch, one after another: less memory. The gradient is the same
+    but for losses that look at all regions together: relation distillation has a matrix a pass, and the federated loss
+    draws its classes anew in each."""
     sampling: Literal["step", "image"] = "step"
     """Randomness of anchor and region sampling: one stream a step, or one an image, which samples the same whatever
     number of processes and passes the batch is computed in. Several of either always use "image"."""

@@ -30,6 +30,7 @@ from ovbridge.detector.sampling import (
     sample_anchors,
     sample_regions,
 )
+from ovbridge.errors import ConfigError
 from ovbridge.structures import BoxLabels, TrainingImage
 from ovbridge.training.label_boxes import LabelBoxRule, own_label_boxes
 from ovbridge.training.named_regions import NamedRegions, named_boxes, near_columns, with_named
@@ -68,7 +69,8 @@ class LossWeights:
     """Squared Frobenius norm as it is (code) or over R^2 (paper)."""
     relation_over: Literal["process", "all"] = "process"
     """On several processes: a relation matrix each over its own regions, averaged (the released code), or one matrix
-    over the regions of all, which gives the loss of one process with the whole batch."""
+    over the regions of all, which gives the loss of one process with the whole batch. Passes of one process
+    (`loop.accumulate`) have a matrix each either way."""
     rkd_barlow: float = 0.0
     """Barlow Twins between the regions' embeddings and CLIP's, beside or in place of the paper's two."""
     rkd_info_nce: float = 0.0
@@ -89,6 +91,13 @@ class LossWeights:
     rkd_through: Literal["linear", "classification"] = "linear"
     """Which projection distillation compares with CLIP: the linear one (frozen once weights are transferred, the
     official way), or the one that classification uses. The same thing before weight transfer."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.image_label_jitter < 0.5:
+            raise ConfigError(
+                f"losses.image_label_jitter is {self.image_label_jitter}: give a share of the box from 0 to below 0.5, "
+                "or opposite sides could change places"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,14 +187,15 @@ def image_label_losses(
     ]
     region_RF, distilled_RF = _region_features(model, encoded, [torch.cat(r) for r in regions], images, weights)
     result: dict[str, Tensor] = {}
-    if weights.image_label and any(len(own) for own in boxes):
-        class_ids = torch.cat([image.labels.class_ids for image in images if image.labels]).to(model.device)
+    if any(len(own) for own in boxes):
         is_part_R = torch.cat([_is_part(taught, parts) for taught, parts in regions])
         label_RF, part_RF = region_RF[~is_part_R], region_RF[is_part_R]
-        owner = batch_rois(boxes)[:, 0].long()
-        logits = model.roi_head.classifier.with_background(model.roi_head.logits(label_RF))
-        with _full_precision(model.device):
-            result["image_label"] = weights.image_label * losses.image_label_loss(logits, class_ids, owner)
+        if weights.image_label:
+            class_ids = torch.cat([image.labels.class_ids for image in images if image.labels]).to(model.device)
+            owner = batch_rois(boxes)[:, 0].long()
+            logits = model.roi_head.classifier.with_background(model.roi_head.logits(label_RF))
+            with _full_precision(model.device):
+                result["image_label"] = weights.image_label * losses.image_label_loss(logits, class_ids, owner)
         if weights.image_label_parts:
             nothing = torch.full((len(part_RF),), model.num_classes, device=model.device)
             part_logits = model.roi_head.logits(part_RF)

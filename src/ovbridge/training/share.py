@@ -34,6 +34,8 @@ class BatchShare:
     """Regions with a teacher's embedding in the whole step."""
     labelled: int
     """Images with labels in the whole step."""
+    labels: int
+    """Labels of all images in the whole step, each of which has one region."""
     padded_hw: tuple[int, int]
     """Least height and width of the padded input: padding takes part in anchor sampling, so all pad alike."""
     generators: tuple[torch.Generator, ...]
@@ -69,12 +71,13 @@ class BatchShare:
 
     def label_weights(self, weights: LossWeights, images: Sequence[TrainingImage]) -> LossWeights:
         """Loss weights of this part of a batch of images with labels."""
-        factor = self._factor(labelled_images(images), self.labelled)
+        # The label loss is a mean over images, the other two are means over regions.
+        per_region = self._factor(count_labels(images), self.labels)
         return replace(
             self._distillation_weights(weights, images),
-            image_label=weights.image_label * factor,
-            image_label_parts=weights.image_label_parts * factor,
-            image_label_refine=weights.image_label_refine * factor,
+            image_label=weights.image_label * self._factor(labelled_images(images), self.labelled),
+            image_label_parts=weights.image_label_parts * per_region,
+            image_label_refine=weights.image_label_refine * per_region,
         )
 
     def everyones_ids(self, class_ids_R: Tensor, num_classes: int) -> Tensor:
@@ -118,7 +121,8 @@ def shares_of_step(
     """
     rank, world_size = peers.ranks.rank, peers.ranks.world_size
     height, width = (max(image.pixels.shape[axis] for image in images) for axis in (1, 2))
-    everyone = peers.gather([height, width, len(images), distilled_regions(images), labelled_images(images)])
+    own = [len(images), distilled_regions(images), labelled_images(images), count_labels(images)]
+    everyone = peers.gather([height, width, *own])
     columns = list(zip(*everyone, strict=True))
     passes = min(passes, len(images))
     bounds = [len(images) * i // passes for i in range(passes + 1)]
@@ -131,6 +135,7 @@ def shares_of_step(
                 images=int(sum(columns[2])),
                 distilled=int(sum(columns[3])),
                 labelled=int(sum(columns[4])),
+                labels=int(sum(columns[5])),
                 padded_hw=(int(max(columns[0])), int(max(columns[1]))),
                 generators=tuple(_image_generator(seed, step, rank + i * world_size) for i in range(first, last)),
             ),
@@ -147,6 +152,11 @@ def distilled_regions(images: Sequence[TrainingImage]) -> int:
 def labelled_images(images: Sequence[TrainingImage]) -> int:
     """Images with at least one label."""
     return sum(image.labels is not None and len(image.labels) > 0 for image in images)
+
+
+def count_labels(images: Sequence[TrainingImage]) -> int:
+    """Labels of all images together."""
+    return sum(len(image.labels) for image in images if image.labels is not None)
 
 
 def _image_generator(seed: int, step: int, position: int) -> torch.Generator:

@@ -58,6 +58,19 @@ def det(coco, image_dir):
     return DetectionDataset(coco, image_dir, TRANSFORM)
 
 
+def test_an_image_without_boxes_has_masks_where_the_others_have(payload, write_json, image_dir):
+    for annotation in payload["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h]]
+    coco = CocoDataset.load(write_json(payload), with_masks=True)
+    det = DetectionDataset(coco, image_dir, TRANSFORM, keep_empty=True)
+    (empty,) = [i for i, image in enumerate(det.images) if not len(image.boxes_xyxy)]
+    sample = det.sample(empty, torch.Generator().manual_seed(0))
+    assert sample.boxes.masks.shape == (0, *sample.pixels.shape[1:])
+    boxes_only = DetectionDataset(CocoDataset.load(write_json(payload)), image_dir, TRANSFORM, keep_empty=True)
+    assert boxes_only.sample(empty, torch.Generator().manual_seed(0)).boxes.masks is None
+
+
 @pytest.fixture
 def tagged():
     sizes = {"a.jpg": (30, 40), "b.jpg": (50, 20), "c.jpg": (30, 30)}

@@ -52,6 +52,13 @@ def test_values_and_gradients_are_those_of_torchvision(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("box", [[40.0, 0, 0, 400], [280.0, 0, 20, 190], [0.0, 190, 280, 20], [90.0, 80, 20, 10]])
+def test_a_region_whose_sides_changed_places_pools_nothing(box: list[float]) -> None:
+    pooled = CellTaps(torch.tensor([[0.0, *box]]), (13, 19), stride=16, cells=14).pool(torch.ones(1, 3, 13, 19))
+    assert pooled.shape == (1, 3, 14, 14)
+    assert not pooled.any()
+
+
 def test_no_region_gives_no_row_and_a_gradient_of_zero() -> None:
     feature = torch.ones(2, 3, 4, 4, requires_grad=True)
     pooled = CellTaps(torch.zeros(0, 5), (4, 4), stride=2, cells=7, images=2).pool(feature)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ovbridge.detector import TwoStageDetector, build_detector, losses, to_weight_transfer, world_r18_fpn
 from ovbridge.detector.config import MaskConfig
+from ovbridge.errors import ConfigError
 from ovbridge.structures import BoxLabels, ImageLabels, RegionTargets, TrainingImage
 from ovbridge.training.named_regions import NamedRegions
 from ovbridge.training.objectives import FederatedLoss, LossWeights, detection_losses, image_label_losses
@@ -183,11 +184,11 @@ def test_training_lowers_the_loss(model: TwoStageDetector) -> None:
 
 def test_parts_of_a_pseudo_box_are_taught_as_no_class(model: TwoStageDetector) -> None:
     model.roi_head.classifier.text_KD.requires_grad_()
-    only_parts = LossWeights(image_label=1e-9, image_label_parts=1.0)
+    only_parts = LossWeights(image_label=0.0, image_label_parts=1.0)
     found = image_label_losses(
         model, [image(labels=True), image(1)], weights=only_parts, generator=torch.Generator().manual_seed(0)
     )
-    assert set(found) == {"image_label", "image_label_parts"}
+    assert set(found) == {"image_label_parts"}
     found["image_label_parts"].backward()
     text_KD = model.roi_head.classifier.text_KD
     assert text_KD.grad is not None
@@ -216,6 +217,12 @@ def test_refinement_moves_loose_pseudo_boxes_back(model: TwoStageDetector) -> No
     assert still["image_label_refine"].item() < 0.1
     found["image_label_refine"].backward()
     assert model.roi_head.box_regressor.fc2.weight.grad is not None
+
+
+@pytest.mark.parametrize("reach", [-0.1, 0.5, float("nan")])
+def test_a_reach_that_could_turn_a_box_over_is_refused(reach: float) -> None:
+    with pytest.raises(ConfigError, match=r"losses\.image_label_jitter is"):
+        LossWeights(image_label_jitter=reach)
 
 
 def test_named_regions_teach_a_class_without_boxes(model: TwoStageDetector) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,8 +56,9 @@ def sampled(foreground: int, background: int) -> SampledRegions:
 
 
 def test_every_part_weighs_as_much_as_it_holds() -> None:
-    # The other process: padded to 40 x 20, 2 images, 5 regions, 1 labelled image; then 30 sampled, 3 with a mask.
-    peers = OtherSays([40, 20, 2, 5, 1], [30, 3])
+    # The other process: padded to 40 x 20, 2 images, 5 regions, 1 labelled image with 6 labels; then 30 sampled, 3 with
+    # a mask.
+    peers = OtherSays([40, 20, 2, 5, 1, 6], [30, 3])
     images = [image(30, 30, regions=1, labels=2), image(20, 50, regions=2)]
     ((part, share),) = shares_of_step(images, passes=1, peers=peers, seed=0, step=0)
     assert part == images
@@ -69,7 +71,10 @@ def test_every_part_weighs_as_much_as_it_holds() -> None:
     assert regions.mask == pytest.approx(2 * 1 / 4)
     assert regions.rkd_l1 == pytest.approx(15 * 2 * 3 / 8)
     assert regions.rkd_relation == 6.0
-    assert share.label_weights(weights, images).image_label == pytest.approx(0.1 * 2 * 1 / 2)
+    labelled = share.label_weights(replace(weights, image_label_parts=1.0, image_label_refine=0.5), images)
+    assert labelled.image_label == pytest.approx(0.1 * 2 * 1 / 2)
+    assert labelled.image_label_parts == pytest.approx(2 * 2 / 8)
+    assert labelled.image_label_refine == pytest.approx(0.5 * 2 * 2 / 8)
     assert share.proposal_weights(weights, images).rpn_box == pytest.approx(2 * 2 / 4)
 
 
@@ -84,14 +89,14 @@ def test_passes_divide_the_images_and_their_randomness() -> None:
     factors = [share.region_weights(LossWeights(), part, [sampled(1, 9)], 1).rkd_l1 for part, share in parts]
     assert factors == pytest.approx([0.0, 15.0])
     # Of 3 processes the second has images 1 and 4 of the batch.
-    second = OtherSays([8, 8, 1, 0, 0])
+    second = OtherSays([8, 8, 1, 0, 0, 0])
     second.ranks = Ranks(rank=1, world_size=2)
     ((_, share),) = shares_of_step(images[:1], passes=1, peers=second, seed=1, step=4)
     assert torch.rand(1, generator=share.generators[0]).item() == draws[0][1]
 
 
 def test_rows_of_others_join_without_gradient_and_ids_with_background() -> None:
-    peers = OtherSays([8, 8, 1, 0, 0], torch.full((1, 2), 7.0), torch.tensor([0, 1, 0, 0, 0, 1], dtype=torch.uint8))
+    peers = OtherSays([8, 8, 1, 0, 0, 0], torch.full((1, 2), 7.0), torch.tensor([0, 1, 0, 0, 0, 1], dtype=torch.uint8))
     ((_, share),) = shares_of_step([image(8, 8)], passes=1, peers=peers, seed=0, step=0)
     own = torch.ones(2, 2, requires_grad=True)
     rows = share.everyones_rows(own)
