@@ -58,7 +58,7 @@ def ablate(
 
     Args:
         suites: components, rkd, ils, transfer, controls, strict, cross, beyond; or all; or quick: the rows of
-            components, rkd, ils and beyond that the paper's orders need, three seeds in 90 minutes on two cores.
+            components, rkd, ils and beyond that the paper's orders need, three seeds in about an hour on two cores.
         out: Folder for the runs and tables. More suites and seeds may be added to it later.
         seeds: Of training; the tables show mean and spread over them.
         rows: Only these rows of the suites (see --list) and those that they build on.
@@ -86,8 +86,12 @@ def ablate(
     from ovbridge.console import stdout
 
     if list:
-        for name in SUITES:
-            suite = suite_named(name, family)
+        known = {name: suite_named(name, family) for name in SUITES}
+        if json:
+            titles = {name: {"title": s.title, "rows": {r.name: r.title for r in s.runs}} for name, s in known.items()}
+            print(json_format.dumps(titles))
+            return
+        for name, suite in known.items():
             stdout.print(f"{name}: {suite.title}", soft_wrap=True, markup=False)
             for row in suite.runs:
                 stdout.print(f"  {row.name}: {row.title}", soft_wrap=True, markup=False)

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ovbridge.errors import ConfigError
 
@@ -36,6 +36,8 @@ def bind(function: Callable[..., None], argv: Sequence[str], *, verb: str, examp
 
     Raises:
         ConfigError: an option is unknown, missing, or has a value of the wrong type.
+
+    An option that takes several values may come several times: they add up. Of any other the last counts.
     """
     import tyro
 
@@ -53,13 +55,58 @@ def bind(function: Callable[..., None], argv: Sequence[str], *, verb: str, examp
                 later,
                 prog=f"ovbridge {verb}",
                 description=description,
-                args=list(argv),
+                args=_joined(argv, _list_options(function)),
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(f"{_first_complaint(complaint.getvalue())}; see 'ovbridge {verb} --help'") from None
+        problem = _first_complaint(complaint.getvalue())
+        known = _options(function)
+        for option in (word.partition("=")[0] for word in argv if word.startswith("--")):
+            # The parser complains of what is missing first; a mistyped option is why it is.
+            if problem.endswith("required") and "." not in option and option.replace("_", "-") not in known:
+                problem += f", and there is no {option}"
+        raise ConfigError(f"{problem}; see 'ovbridge {verb} --help'") from None
+
+
+def _options(function: Callable[..., None]) -> dict[str, Any]:
+    """The options of `function` with their types, e.g. "--set": tuple[str, ...]."""
+    found = {}
+    for name, hint in get_type_hints(function, include_extras=True).items():
+        plain, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        renamed = [mark.name for mark in marks if getattr(mark, "name", None)]
+        found[f"--{(renamed or [name])[0].replace('_', '-')}"] = plain
+    return found
+
+
+def _list_options(function: Callable[..., None]) -> frozenset[str]:
+    """Those that take any number of values."""
+    return frozenset(
+        option
+        for option, kind in _options(function).items()
+        if get_origin(kind) is tuple and get_args(kind)[-1:] == (...,)
+    )
+
+
+def _joined(argv: Sequence[str], list_options: frozenset[str]) -> list[str]:
+    """`argv` with the values of each list option behind its first occurrence: the parser would keep the last alone."""
+    current: list[str] = []
+    groups, first = [current], dict[str, list[str]]()
+    for word in argv:
+        option, equals, value = word.partition("=")
+        option = option.replace("_", "-")
+        if not word.startswith("--"):
+            current.append(word)
+        elif option in first:
+            current = first[option]
+            current += [value] if equals else []
+        else:
+            current = [option, value] if equals and option in list_options else [word]
+            groups.append(current)
+            if option in list_options:
+                first[option] = current
+    return [word for group in groups for word in group]
 
 
 def pick(argv: Sequence[str], prog: str, choices: Mapping[str, str], *, epilog: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,10 @@ EXIT_BROKEN_PIPE = 141
 def main() -> None:
     """Entry point of the `ovbridge` program."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal's encoding lacks is written as an escape, and is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -65,7 +70,8 @@ def run(argv: Sequence[str]) -> int:
             return 0
         verb = pick(argv, "ovbridge", VERBS, epilog=EXAMPLES)
         importlib.import_module(f"ovbridge.cli.{verb}").run(list(argv[1:]))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started the program (`>&-`): nothing to flush
+            sys.stdout.flush()
     except OVBridgeError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_ERROR

@@ -26,19 +26,27 @@ ovbridge train clip --help
 ovbridge train mavl --help
 """
 
-TEACHERS = {
-    "clip": "ovbridge.teachers.train_clip",
-    "mavl": "ovbridge.teachers.mavl.train",
-    "backbone": "ovbridge.training.pretrain",
-    "finetune": "ovbridge.cli.finetune",
+STARTING_POINTS = {
+    "clip": ("ovbridge.teachers.train_clip", "--data worlds/teachers --out clip.safetensors --train.steps 1000"),
+    "mavl": (
+        "ovbridge.teachers.mavl.train",
+        "--data worlds/teachers --minutes 45 --out mavl.safetensors",
+    ),
+    "backbone": ("ovbridge.training.pretrain", "--data worlds/teachers --steps 5000 --out backbone.safetensors"),
 }
-"""Recipes with arguments of their own: what the built-in world starts from, and boxes of the user's own."""
+"""What the built-in world starts from: modules whose function of that name trains it, and an example of its options."""
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse the words after `ovbridge train` and train."""
-    if argv and argv[0] in TEACHERS:
-        importlib.import_module(TEACHERS[argv[0]]).run(list(argv[1:]))
+    what = argv[0] if argv else ""
+    if what == "finetune":
+        importlib.import_module("ovbridge.cli.finetune").run(list(argv[1:]))
+        return
+    if what in STARTING_POINTS:
+        module, example = STARTING_POINTS[what]
+        function = getattr(importlib.import_module(module), what)
+        call(function, argv[1:], verb=f"train {what}", examples=f"ovbridge train {what} {example}")
         return
     call(train, argv, verb="train", examples=EXAMPLES)
 

@@ -43,22 +43,33 @@ class DemoSettings:
     def __post_init__(self) -> None:
         if not 0.0 < self.effort <= 100.0:
             raise ConfigError(f"effort {self.effort:g} is outside 0 to 100: 1 trains the recipes' steps")
+        for option, value, least in (
+            ("--seed", self.seed, 0),
+            ("--train-images", self.train_images, 1),
+            ("--val-images", self.val_images, 1),
+            ("--image-labels", self.image_labels_per_class, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"{option} is {value}: give at least {least}")
+        labelled = [name for name in with_prerequisites(self.stages) if STAGES[name].image_labels]
+        if labelled and not self.image_labels_per_class:
+            raise ConfigError(f"--image-labels is 0, but stage {labelled[0]} learns from them: give at least 1")
 
 
 def with_prerequisites(stages: Sequence[str]) -> tuple[str, ...]:
-    """The stages asked for and those that they start from, each after the one it starts from.
+    """The stages asked for and those that they start from, in the order of `STAGES`, the fullest last.
 
     Raises ConfigError for a name that is no stage.
     """
-    ordered: list[str] = []
+    wanted: set[str] = set()
     for name in stages:
-        chain = [stage_named(name)]
-        while chain[-1].init_from in STAGES:
-            chain.append(STAGES[chain[-1].init_from])
-        ordered += [stage.name for stage in reversed(chain) if stage.name not in ordered]
-    if not ordered:
+        stage = stage_named(name)
+        while stage.name not in wanted:
+            wanted.add(stage.name)
+            stage = STAGES.get(stage.init_from, stage)
+    if not wanted:
         raise ConfigError(f"no stage given: choose among {', '.join(STAGES)}")
-    return tuple(ordered)
+    return tuple(name for name in STAGES if name in wanted)
 
 
 def claim_folder(out: Path, settings: DemoSettings) -> None:

@@ -70,8 +70,8 @@ def command(settings: DemoSettings) -> str:
     words = ["ovbridge", "demo", "--seed", str(settings.seed), "--stages", ",".join(settings.stages)]
     words += ["--train-images", str(settings.train_images), "--val-images", str(settings.val_images)]
     words += ["--image-labels", str(settings.image_labels_per_class), "--proposer", settings.proposer]
-    if settings.effort != 1:
-        words += ["--effort", f"{settings.effort:g}"]
+    # Always: its default depends on the processor.
+    words += ["--clip", settings.clip, "--effort", f"{settings.effort:g}"]
     if not settings.beyond:
         words += ["--as-published"]
     if settings.overrides:

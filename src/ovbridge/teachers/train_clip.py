@@ -6,7 +6,6 @@ Legend: B pairs a batch, D embedding width.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -203,8 +202,6 @@ def clip(
 ) -> None:
     """Train a small CLIP on the object crops of a COCO-format folder.
 
-    Example: ovbridge train clip --data worlds/teachers --out clip.safetensors
-
     Args:
         data: folder with annotations/instances_SPLIT.json and the folder SPLIT of images.
         out: the safetensors file to write.
@@ -234,8 +231,3 @@ def clip(
         stdout.print_json(json.dumps({"zero_shot_accuracy": accuracy, "crops": len(held_out)}))
     else:
         stdout.print(f"zero-shot accuracy on {len(held_out)} held-out crops (%): {accuracy}")
-
-
-def run(argv: Sequence[str]) -> None:
-    """`ovbridge train clip …`."""
-    tyro.cli(clip, args=list(argv), prog="ovbridge train clip")

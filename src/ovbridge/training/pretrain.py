@@ -329,8 +329,6 @@ def backbone(
 ) -> None:
     """Pretrain the small detector's backbone to name single objects of a COCO-format folder.
 
-    Example: ovbridge train backbone --data worlds/teachers --out backbone.safetensors
-
     Args:
         data: folder with annotations/instances_SPLIT.json and the folder SPLIT of images.
         out: the safetensors file to write; give it to 'ovbridge train world_base' with --init.
@@ -363,8 +361,3 @@ def backbone(
     save_file(tensors, aside, metadata={"trained_on": trained_on})
     aside.replace(out)
     stdout.print(f"{len(tensors)} tensors in {out}, trained on {trained_on}")
-
-
-def run(argv: Sequence[str]) -> None:
-    """`ovbridge train backbone …`."""
-    tyro.cli(backbone, args=list(argv), prog="ovbridge train backbone")

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -134,6 +135,46 @@ def test_wrong_options_are_one_line(argv: list[str], message: str, capsys: pytes
         call(_greet, argv, verb="greet")
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().err == ""
+
+
+def test_a_mistyped_option_is_named_beside_the_missing_one() -> None:
+    with pytest.raises(ConfigError, match=r"^--name is required, and there is no --nam; see"):
+        call(_greet, ["--nam", "you"], verb="greet")
+
+
+def _collect(*, names: tuple[str, ...] = (), out: str = "") -> None:
+    """Print what was given."""
+    print(*names, out)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--names", "a", "b", "--out", "o", "--names", "c"],
+        ["--names=a", "--names", "b", "--out=o", "--names=c"],
+        ["--names", "a", "b", "c", "--out", "o"],
+    ],
+)
+def test_a_list_option_given_again_adds_to_it(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    call(_collect, argv, verb="collect")
+    assert capsys.readouterr().out == "a b c o\n"
+
+
+def test_of_any_other_option_the_last_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    call(_collect, ["--out", "a", "--names", "x", "--out", "b"], verb="collect")
+    assert capsys.readouterr().out == "x b\n"
+
+
+@pytest.mark.parametrize("redirect", [">&-", "> out.txt"])
+def test_output_that_is_closed_or_cannot_show_a_name(redirect: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m ovbridge world --out wörld --train 0 --val 0 --seed 0 --image-labels 0 {redirect}"
+    ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **ascii_only}, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    if redirect != ">&-":
+        assert r"written to w\udcc3\udcb6rld" in (tmp_path / "out.txt").read_text()
 
 
 def test_call_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:

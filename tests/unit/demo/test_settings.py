@@ -12,8 +12,27 @@ from ovbridge.errors import ConfigError
 
 def test_stages_come_after_those_they_start_from() -> None:
     assert with_prerequisites(["rkd_pis_wt"]) == ("base", "rkd", "rkd_pis_wt")
-    assert with_prerequisites(["pis", "rkd"]) == ("base", "pis", "rkd")
+    assert with_prerequisites(["pis", "rkd"]) == ("base", "rkd", "pis")
     assert with_prerequisites(["base", "rkd", "rkd_pis_wt"]) == ("base", "rkd", "rkd_pis_wt")
+
+
+def test_the_fullest_stage_is_last_in_whatever_order_they_are_named() -> None:
+    assert with_prerequisites(["rkd_pis_wt", "pis"])[-1] == "rkd_pis_wt"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_images": -1}, "--train-images is -1: give at least 1"),
+        ({"val_images": 0}, "--val-images is 0"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"image_labels_per_class": 0}, "--image-labels is 0, but stage rkd_pis_wt"),
+    ],
+)
+def test_numbers_that_cannot_run_are_refused_before_a_folder_is_claimed(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DemoSettings(**settings)  # type: ignore[arg-type]
+    assert DemoSettings(stages=("rkd",), image_labels_per_class=0).stages == ("rkd",)
 
 
 @pytest.mark.parametrize(("stages", "message"), [(["rkdd"], "'rkdd'.*rkd"), ([], "no stage given")])

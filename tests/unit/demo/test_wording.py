@@ -20,6 +20,9 @@ def test_the_command_names_every_setting_that_differs() -> None:
     assert words[words.index("--effort") + 1] == "0.5"
     assert words[-2:] == ["--set", "loop.steps=4"]
     assert "--as-published" not in wording.command(replace(settings, beyond=True))
+    # The default of --effort depends on the processor, so the command says it even where it is 1.
+    others = wording.command(DemoSettings(clip="my clip.safetensors"))
+    assert "--clip 'my clip.safetensors' --effort 1" in others
 
 
 def test_the_report_says_where_it_goes_beyond_the_paper() -> None:

@@ -93,8 +93,6 @@ def mavl(
 ) -> None:
     """Train a small text-driven proposer on a COCO-format folder; the same command resumes.
 
-    Example: ovbridge train mavl --data world --exclude-roles novel --minutes 30 --out leak_free.safetensors
-
     Args:
         data: folder with annotations/instances_SPLIT.json and the folder SPLIT of images.
         out: the safetensors file to write.
@@ -121,8 +119,3 @@ def mavl(
         return
     for measure, roles in quality.items():
         stdout.print(f"{measure} (%): {roles}")
-
-
-def run(argv: Sequence[str]) -> None:
-    """`ovbridge train mavl …`."""
-    tyro.cli(mavl, args=list(argv), prog="ovbridge train mavl")
