@@ -181,6 +181,7 @@ def _label_store(path: Path) -> Inspection:
     except OVBridgeError as error:
         return Inspection(kind="label store", faults=[str(error)])
     found = Inspection(kind="label store", facts=status)
+    found.faults += [bank["damaged"] for bank in status["text"].values() if "damaged" in bank]
     for table, figures in status.items():
         if isinstance(figures, dict) and figures.get("failed"):
             found.notes.append(f"{table}: {figures['failed']} images failed")

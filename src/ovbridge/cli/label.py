@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +25,7 @@ PARTS = {
 }
 REGIONS_EXAMPLES = """\
 ovbridge label regions --images data/world/train2017 --store runs/labels
-ovbridge label regions --images coco/train2017 --store labels --proposer mavl.safetensors --clip ViT-B-32/openai
+ovbridge label regions --images photos --store labels --proposer mavl.safetensors --clip ViT-B-32-quickgelu/openai
 ovbridge label regions --images coco/train2017 --store labels-owl --proposer hf:google/owlv2-base-patch16-ensemble
 ovbridge label regions --images photos --store labels-rpn --proposer rpn:runs/demo/detector.safetensors
 ovbridge label regions --images coco/train2017 --store labels-paper --proposer boxes:classagnostic_distilfeats"""
@@ -352,7 +353,8 @@ def status(store: Path, /, *, json: bool = False) -> None:
         for cause, count in figures["causes"].items():
             stdout.print(f"  {count} failed: {cause}", soft_wrap=True, markup=False)
     for bank, figures in banks.items():
-        stdout.print(f"text {bank}: {figures['names']} names of {figures['dim']} values by {figures['encoder']}")
+        said = figures.get("damaged") or f"{figures['names']} names of {figures['dim']} values by {figures['encoder']}"
+        stdout.print(f"text {bank}: {said}", soft_wrap=True, markup=False)
 
 
 class _Where:
@@ -434,20 +436,14 @@ def _report(summary: RunSummary, store: Path, json: bool) -> None:
     from ovbridge.console import stdout
 
     if json:
-        figures = {
-            "store": str(store),
-            "images": summary.images,
-            "done_before": summary.done_before,
-            "labelled": summary.labelled,
-            "failed": len(summary.failures),
-            "failures": summary.failures,
-        }
+        figures = {"store": str(store), **asdict(summary), "failed": len(summary.failures)}
         print(json_format.dumps(figures))
         return
     for key, cause in summary.failures.items():
         stdout.print(f"failed: {key}: {cause}", soft_wrap=True, markup=False)
+    again = f" ({summary.replaced} anew, as their names have changed)" if summary.replaced else ""
     stdout.print(
-        f"{summary.labelled} images labelled, {summary.done_before} were done before, "
+        f"{summary.labelled} images labelled{again}, {summary.done_before} were done before, "
         f"{len(summary.failures)} of {summary.images} failed: {store}",
         soft_wrap=True,
     )

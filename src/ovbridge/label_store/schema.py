@@ -21,6 +21,9 @@ Table = Literal["regions", "tags"]
 """regions: class-agnostic boxes with CLIP embeddings (RKD). tags: one box a known label (PIS)."""
 Status = Literal["ok", "empty", "failed"]
 
+ASKED = pa.field("asked", pa.list_(pa.string()))
+"""The names that an image was asked for, in its row of rank 0. Stores of before it was noted lack the column."""
+
 CAUSE_LENGTH = 200
 """Longer causes of failure are cut: they are grouped and shown, not parsed."""
 
@@ -55,6 +58,8 @@ class LabelledImage:
     """Boxes in pixels of the original image; None where the image failed."""
     cause: str | None = None
     """Why it failed; None where it did not."""
+    asked: tuple[str, ...] | None = None
+    """The names that its tags were asked for, sorted; None where nobody said, and for regions."""
 
     def __post_init__(self) -> None:
         if (self.labels is None) == (self.cause is None):
@@ -79,7 +84,7 @@ def arrow_schema(table: Table, embedding_dim: int | None) -> pa.Schema:
         pa.field("score", pa.float32()),
     ]
     if table == "tags":
-        fields.append(pa.field("name", pa.string()))
+        fields += [pa.field("name", pa.string()), ASKED]
     else:
         # Half precision: 5 regions of 512 values in 5.1 kB. The relative error (5e-4) is far below what
         # the normalised loss of Eq. 1 can see.
@@ -108,6 +113,8 @@ def to_arrow(images: Sequence[LabelledImage], schema: pa.Schema) -> pa.Table:
     if "name" in schema.names:
         names = iter([name for x in labelled if isinstance(x, NamedBoxes) for name in x.names])
         columns["name"] = pa.array([next(names) if is_filled else None for is_filled in filled], pa.string())
+        asked = [a for i, n in zip(images, counts, strict=True) for a in [i.asked, *[None] * int(n - 1)]]
+        columns[ASKED.name] = pa.array(asked, ASKED.type)
     else:
         dim = schema.field("embedding").type.list_size
         embeddings = [x.embeddings for x in labelled if isinstance(x, RegionTargets)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +22,7 @@ from ovbridge.label_store.lock import locked
 from ovbridge.label_store.log import append_log, read_rate
 from ovbridge.label_store.manifest import ImageSet, Manifest
 from ovbridge.label_store.schema import LabelledImage, Table, arrow_schema, read_regions, read_tags
-from ovbridge.label_store.table import MEMORY_LIMIT_BYTES, LabelTable
+from ovbridge.label_store.table import MEMORY_LIMIT_BYTES, LabelTable, differ
 from ovbridge.structures import ImageLabels, RegionTargets
 from ovbridge.vocabulary import TextBank, Vocabulary
 
@@ -94,12 +94,20 @@ class LabelStore:
         self.manifest(table)
         return self._tables[table]
 
-    def done_keys(self, table: Table) -> set[str]:
-        """Images that need no more work: labelled, found empty, or failed."""
-        return self._table(table).keys()
+    def done_keys(self, table: Table, asked_of: Callable[[str], Sequence[str] | None] | None = None) -> set[str]:
+        """Images that need no more work: labelled, found empty, or failed.
+
+        Those whose tags were asked for other names than `asked_of` their key are not done.
+        """
+        stored = self._table(table).asked()
+        return {key for key, names in stored.items() if asked_of is None or not differ(names, asked_of(key))}
+
+    def keys_of_unknown_names(self, table: Table) -> set[str]:
+        """Images that were labelled when a store did not note yet which names they were asked for."""
+        return {key for key, names in self._table(table).asked().items() if names is None}
 
     def append(self, table: Table, images: Sequence[LabelledImage], *, seconds: float = 0.0, of: int = 0) -> list[str]:
-        """Commit the outcome of some images; those already there are left alone.
+        """Commit the outcome of some images; those already there are left alone unless they were asked for other names.
 
         `seconds` since the last commit and `of` images in the run are noted for `status`. Returns the
         keys that were added; on return they are on disk.
@@ -115,9 +123,9 @@ class LabelStore:
         rows = self._table(table).columns(["image_key", "cause"], "status = 'failed'").to_pydict()
         return dict(zip(rows["image_key"], rows["cause"], strict=True))
 
-    def discard_failures(self, table: Table) -> int:
-        """Forget the failed images so that the next run takes them up again; returns how many."""
-        return self._table(table).discard_failed()
+    def discard_failures(self, table: Table, image_keys: Collection[str]) -> int:
+        """Forget which of these images failed so that the next run takes them up again; returns how many."""
+        return self._table(table).discard_failed(image_keys)
 
     def compact(self, table: Table, *, at_fragments: int = 1) -> None:
         """Merge small files, if there are `at_fragments`, and remove leftovers; rows stay as they are."""
@@ -181,18 +189,22 @@ class LabelStore:
     def status(self) -> dict[str, Any]:
         """Progress, failures by cause, rate and origin of every table.
 
-        `images` are labelled (with or without boxes), `failed` are not; `of` is what the last run aimed at. A table
-        that was never begun has zeros.
+        `images` are labelled (with or without boxes), `failed` are not; `of` is how many of either there will be once
+        the last run and its other shards are through. A table that was never begun has zeros, a text bank that
+        cannot be read has only `damaged` with the reason.
         """
         report: dict[str, Any] = {
             table: self._table_status(table) if table in self else dict(_NOTHING) for table in TABLES
         }
-        banks = {name: self.text_bank(name) for name in self._text_banks()}
-        report["text"] = {
-            name: {"names": len(b.names), "dim": b.dim, "encoder": b.encoder, "templates": list(b.templates)}
-            for name, b in banks.items()
-        }
+        report["text"] = {name: self._bank_status(name) for name in self._text_banks()}
         return report
+
+    def _bank_status(self, name: str) -> dict[str, Any]:
+        try:
+            bank = self.text_bank(name)
+        except VocabularyError as error:
+            return {"damaged": str(error)}
+        return {"names": len(bank.names), "dim": bank.dim, "encoder": bank.encoder, "templates": list(bank.templates)}
 
     def _table_status(self, table: Table) -> dict[str, Any]:
         lance_table, manifest = self._table(table), self.manifest(table)
@@ -246,7 +258,14 @@ def save_text_bank(store: str | Path, bank: TextBank, name: str = "default") -> 
 def _merged(store: Path, manifest: Manifest) -> tuple[Manifest | None, Manifest]:
     """The manifest that the store has, and that with what `manifest` adds; StoreError where they do not fit."""
     file = _manifest_path(store, manifest.table)
+    # Asked first: a manifest is written before any row, so another process that begins the store is no loss.
+    has_rows = (store / f"{manifest.table}.lance").exists()
     if not file.exists():
+        if has_rows:
+            raise StoreError(
+                f"{store} has {manifest.table} and no {file.name} that says which teacher made them: put the file "
+                "back, or use another --store"
+            )
         return None, manifest
     known = Manifest.load(file)
     known.check_same_origin(manifest, store)

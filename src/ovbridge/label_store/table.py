@@ -1,6 +1,7 @@
 """One Lance dataset of labels: atomic appends that are idempotent by image key, and fast random reads.
 
-A commit is one Lance version: a killed writer leaves a data file nobody refers to, never half a row.
+A commit is one Lance version: a killed writer leaves a data file nobody refers to, never half a row. Labels that
+replace older ones of an image take two: a kill between them leaves the image to be labelled again.
 Writers take an advisory lock for the moment of a commit and drop images that somebody else committed
 first, so concurrent labellers lose nothing and label nothing twice in the store.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 
 from ovbridge.errors import StoreError
 from ovbridge.label_store.lock import locked
-from ovbridge.label_store.schema import Columns, LabelledImage, Ranges, to_arrow, to_numpy
+from ovbridge.label_store.schema import ASKED, Columns, LabelledImage, Ranges, to_arrow, to_numpy
 
 ROWS_PER_FRAGMENT = 1 << 20
 FEWEST_INDEXED = 4096
@@ -30,6 +31,10 @@ MEMORY_LIMIT_BYTES = 256 << 20
 """Columns are held in memory up to this size, narrow ones first; the rest is read from disk when asked for."""
 
 
+KEYS_PER_CONDITION = 10_000
+"""An SQL condition names at most so many images."""
+UNREAD = ("image_key", "rank", "status", "cause", ASKED.name)
+"""Columns that are no labels."""
 READ_AGAIN = 20
 """A reader meets so many compactions in a row before it gives up; one takes longer than opening the data set anew."""
 _Found = TypeVar("_Found")
@@ -45,7 +50,7 @@ class LabelTable:
         self._forget()
 
     def _forget(self) -> None:
-        self._known: set[str] = set()
+        self._known: dict[str, tuple[str, ...] | None] = {}
         self._known_version = 0
         self._reader: _Reader | None = None
 
@@ -60,20 +65,24 @@ class LabelTable:
         """Whether anything was ever committed."""
         return (self.path / "_versions").is_dir() and any((self.path / "_versions").iterdir())
 
-    def keys(self) -> set[str]:
-        """Image keys with committed rows, those of other writers included."""
+    def asked(self) -> Mapping[str, tuple[str, ...] | None]:
+        """Image keys with committed rows, those of other writers included → the names that each was asked for."""
         if self.exists():
             read_settled(self.path, self._learn)
-        return set(self._known)
+        return dict(self._known)
 
     def _learn(self, dataset: Any) -> None:
         if dataset.version != self._known_version:
-            column = dataset.scanner(columns=["image_key"], filter="rank = 0").to_table()["image_key"]
-            self._known = set(column.to_pylist())
+            noted = ASKED.name in dataset.schema.names
+            names = ["image_key", *([ASKED.name] if noted else [])]
+            rows = dataset.scanner(columns=names, filter="rank = 0").to_table()
+            keys = rows["image_key"].to_pylist()
+            asked = rows[ASKED.name].to_pylist() if noted else [None] * len(keys)
+            self._known = {k: None if a is None else tuple(a) for k, a in zip(keys, asked, strict=True)}
             self._known_version = dataset.version
 
     def append(self, images: Sequence[LabelledImage]) -> list[str]:
-        """Commit the images whose key is not there yet; when it returns they are on disk.
+        """Commit the images that are not there yet, or were asked for other names; when it returns they are on disk.
 
         Returns the keys that were added. Raises StoreError where the disk refuses; rows committed
         before stay readable.
@@ -84,28 +93,41 @@ class LabelTable:
             dataset = _open(self.path) if self.exists() else None
             if dataset is not None:
                 self._learn(dataset)
-            fresh = {i.image_key: i for i in images if i.image_key not in self._known}
+            fresh = {i.image_key: i for i in images if i.image_key not in self._known or self._is_outdated(i)}
             if fresh:
                 rows = to_arrow(list(fresh.values()), self._schema)
+                if dataset is not None:
+                    self._prepare(dataset, [key for key in fresh if key in self._known])
                 written = (
                     lance.write_dataset(rows, str(self.path), mode="create")
                     if dataset is None
                     else lance.write_dataset(rows, dataset, mode="append")
                 )
-                self._known.update(fresh)
+                self._known.update({key: image.asked for key, image in fresh.items()})
                 self._known_version = written.version
             return list(fresh)
 
-    def discard_failed(self) -> int:
-        """Forget the images that failed, so that a run takes them up again; returns how many."""
+    def _is_outdated(self, image: LabelledImage) -> bool:
+        return differ(self._known[image.image_key], image.asked)
+
+    def _prepare(self, dataset: Any, outdated: Sequence[str]) -> None:
+        """Make room for rows: the columns that an older store lacks, and the images that are replaced."""
+        if ASKED.name in self._schema.names and ASKED.name not in dataset.schema.names:
+            dataset.add_columns(ASKED)
+        for condition in _any_of(outdated):
+            dataset.delete(condition)
+
+    def discard_failed(self, image_keys: Collection[str]) -> int:
+        """Forget which of these images failed, so that a run takes them up again; returns how many."""
         if not self.exists():
             return 0
         with self._write("change"):
             dataset = _open(self.path)
-            failed = int(dataset.count_rows(filter="status = 'failed'"))
-            if failed:
-                dataset.delete("status = 'failed'")
-            return failed
+            rows = dataset.scanner(columns=["image_key"], filter="status = 'failed'").to_table()
+            failed = sorted(set(rows["image_key"].to_pylist()) & set(image_keys))
+            for condition in _any_of(failed):
+                dataset.delete(condition)
+            return len(failed)
 
     def compact(self, *, at_fragments: int = 1) -> None:
         """Merge small files, from `at_fragments` on, and remove what no version needs, leftovers of kills included."""
@@ -188,6 +210,18 @@ class LabelTable:
             ) from error
 
 
+def differ(stored: Sequence[str] | None, asked: Sequence[str] | None) -> bool:
+    """Whether an image was asked for other names than it is now; not where either is unknown."""
+    return stored is not None and asked is not None and set(stored) != set(asked)
+
+
+def _any_of(image_keys: Sequence[str]) -> Iterator[str]:
+    """SQL conditions that together hold for the rows of `image_keys`."""
+    for start in range(0, len(image_keys), KEYS_PER_CONDITION):
+        quoted = ("'" + key.replace("'", "''") + "'" for key in image_keys[start : start + KEYS_PER_CONDITION])
+        yield f"image_key IN ({', '.join(quoted)})"
+
+
 def _open(path: Path) -> Any:
     import lance
 
@@ -235,7 +269,7 @@ class _Reader:
 
     def __init__(self, dataset: Any, schema: pa.Schema, memory_limit: int) -> None:
         self.process = os.getpid()
-        self._columns = [name for name in schema.names if name not in ("image_key", "rank", "status", "cause")]
+        self._columns = [name for name in schema.names if name not in UNREAD]
         self._dataset = dataset
         self._none = schema.empty_table()
         index = self._dataset.to_table(columns=["image_key", "status"])

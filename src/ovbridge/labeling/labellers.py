@@ -35,6 +35,10 @@ class Labeller(Protocol):
         """The tables that an image gets labels in."""
         ...
 
+    def asked_of(self, image_key: str) -> tuple[str, ...] | None:
+        """The names that the tags of an image are asked for, sorted; None where it gets no tags."""
+        ...
+
     def label(self, image_keys: Sequence[str], images: Sequence[np.ndarray]) -> Sequence[Labels]:
         """The labels of each image for all of its tables."""
         ...
@@ -78,6 +82,10 @@ class RegionLabeller:
         """Every image gets regions."""
         return ("regions",)
 
+    def asked_of(self, image_key: str) -> None:
+        """Regions are asked for no names."""
+        return
+
     def label(self, image_keys: Sequence[str], images: Sequence[np.ndarray]) -> list[Labels]:
         """Region targets of each image."""
         found = propose(self.proposer, image_keys, images, [self.queries] * len(images))
@@ -113,6 +121,8 @@ class TagLabeller:
     """What the proposer computes in, for the manifest; None where nobody said."""
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ConfigError(f"threshold {self.threshold} is outside 0 to 1, where scores lie: 0.95 is the paper's")
         if not 0.0 <= self.size_weight <= 10.0:
             raise ConfigError(f"size weight {self.size_weight} is outside 0 to 10: 0 ranks boxes by score alone")
 
@@ -136,6 +146,10 @@ class TagLabeller:
     def tables_of(self, image_key: str) -> tuple[Table, ...]:
         """An image of which nothing is known has no row."""
         return ("tags",) if image_key in self.names_of else ()
+
+    def asked_of(self, image_key: str) -> tuple[str, ...] | None:
+        """The names known of an image."""
+        return tuple(sorted(self._names(image_key))) if image_key in self.names_of else None
 
     def label(self, image_keys: Sequence[str], images: Sequence[np.ndarray]) -> list[Labels]:
         """Named boxes of each image; none for a label whose box is not trusted."""
@@ -200,6 +214,10 @@ class JointLabeller:
     def tables_of(self, image_key: str) -> tuple[Table, ...]:
         """Every image gets regions, one with known names also tags."""
         return (*self.regions.tables_of(image_key), *self.tags.tables_of(image_key))
+
+    def asked_of(self, image_key: str) -> tuple[str, ...] | None:
+        """The names known of an image."""
+        return self.tags.asked_of(image_key)
 
     def label(self, image_keys: Sequence[str], images: Sequence[np.ndarray]) -> list[Labels]:
         """Region targets of each image, and named boxes of those with known names."""

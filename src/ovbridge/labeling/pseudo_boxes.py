@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, nms
 
+from ovbridge.errors import ConfigError
 from ovbridge.structures import Proposals
 
 MIN_SIDE = 1.0
@@ -33,6 +34,10 @@ class SelectionConfig:
     paper_exact: bool = False
     """As the released scripts do it: boxes truncated to whole pixels, not clipped to the image, and the old
     convention in NMS that the last pixel belongs to a box (width = x2 - x1 + 1)."""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1 or self.per_query < 1:
+            raise ConfigError(f"top K {self.top_k} of {self.per_query} boxes a query: give at least 1 of each")
 
     def summary(self) -> dict[str, int | float | bool]:
         """For a manifest."""

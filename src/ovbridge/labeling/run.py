@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovbridge.console import Ticker
+from ovbridge.console import Ticker, stderr
 from ovbridge.errors import DataError
 from ovbridge.label_store import ImageSet, LabelStore, Table
 from ovbridge.labeling.labellers import Labeller
+from ovbridge.labeling.same_pictures import check_same_pictures
 from ovbridge.labeling.stages import Outcome, ReadImage, RunSettings, label_in_order, stop_if_hopeless
 from ovbridge.labeling.writer import BackgroundWriter
 
@@ -34,6 +35,8 @@ class RunSummary:
     """Of these, already in the store when it started."""
     labelled: int
     """Labelled now."""
+    replaced: int = 0
+    """Of those taken up now, in the store before for other names than they have now."""
     failures: dict[str, str]
     """Image key → cause, of all `images`, earlier runs included."""
 
@@ -54,7 +57,7 @@ def label_images(
     settings: RunSettings | None = None,
     engine: Engine | None = None,
 ) -> RunSummary:
-    """Label the images that the store does not have yet.
+    """Label the images that the store does not have yet, or whose names have changed since.
 
     Args:
         store_path: the store; made if need be. Its manifests must name the same teacher and rules.
@@ -66,19 +69,21 @@ def label_images(
         engine: who does the work; by default this process.
 
     Raises:
-        StoreError: the store was made otherwise, or the disk refuses.
+        StoreError: the store was made otherwise or of other pictures of the same names, or the disk refuses.
         TeacherError: the teacher fails on one image after another.
         DataError: more than `settings.max_failed` of the images failed; everything else is kept.
     """
     settings = settings or RunSettings()
     keys = [key for key in dict.fromkeys(image_keys) if in_shard(key, settings.shard)]
-    store = _open_tables(store_path, ImageSet.of(image_root, image_keys), labeller)
+    store = _open_tables(store_path, image_root, image_keys, labeller)
     tables: list[Table] = [manifest.table for manifest in labeller.manifests]
     if settings.retry_failed:
         for table in tables:
-            store.discard_failures(table)
-    done = {table: store.done_keys(table) for table in tables}
+            store.discard_failures(table, keys)
+    known = {table: store.done_keys(table) for table in tables}
+    done = {table: store.done_keys(table, labeller.asked_of if table == "tags" else None) for table in tables}
     todo = [key for key in keys if any(key not in done[table] for table in labeller.tables_of(key))]
+    replaced = sum(any(key in known[table] - done[table] for table in tables) for key in todo)
     if engine is None:
 
         def engine(todo: Sequence[str]) -> Iterator[Outcome]:
@@ -88,10 +93,10 @@ def label_images(
     with Ticker(f"label {' and '.join(tables)}", len(keys), done=len(keys) - len(todo)) as tick:
         writer = BackgroundWriter(
             store,
-            labeller.tables_of,
+            labeller,
             commit_images=settings.commit_images,
             commit_seconds=settings.commit_seconds,
-            of={table: sum(table in labeller.tables_of(key) for key in keys) for table in tables},
+            of={t: len(known[t].union(k for k in image_keys if t in labeller.tables_of(k))) for t in tables},
         )
         with writer as put:
             for outcome in stop_if_hopeless(engine(todo)):
@@ -104,12 +109,38 @@ def label_images(
         failures |= store.failures(table)
     failures = {key: failures[key] for key in keys if key in failures}
     _refuse_too_many_failures(failures, len(keys), settings.max_failed, store.path)
-    return RunSummary(images=len(keys), done_before=len(keys) - len(todo), labelled=labelled, failures=failures)
+    return RunSummary(
+        images=len(keys),
+        done_before=len(keys) - len(todo),
+        labelled=labelled,
+        replaced=replaced,
+        failures=failures,
+    )
 
 
-def _open_tables(path: str | Path, image_set: ImageSet, labeller: Labeller) -> LabelStore:
-    manifests = [manifest.with_image_set(image_set) for manifest in labeller.manifests]
-    return LabelStore.create_or_open(path, *manifests)
+def _open_tables(path: str | Path, image_root: Path, image_keys: Sequence[str], labeller: Labeller) -> LabelStore:
+    """The store with its images noted, once they are known not to be other pictures than it has labels of."""
+    store = LabelStore.create_or_open(path, *labeller.manifests)
+    notices = [
+        check_same_pictures(store, image_root, image_keys, [m.table for m in labeller.manifests]),
+        _of_unknown_names(store, [key for key in image_keys if "tags" in labeller.tables_of(key)]),
+    ]
+    image_set = ImageSet.of(image_root, image_keys)
+    store = LabelStore.create_or_open(path, *(m.with_image_set(image_set) for m in labeller.manifests))
+    for notice in filter(None, notices):
+        stderr.print(f"note: {notice}", markup=False, soft_wrap=True)
+    return store
+
+
+def _of_unknown_names(store: LabelStore, tagged_keys: Sequence[str]) -> str | None:
+    """What to tell the user about images whose names may have changed without our knowing."""
+    unknown = store.keys_of_unknown_names("tags").intersection(tagged_keys) if "tags" in store else ()
+    if not unknown:
+        return None
+    return (
+        f"{len(unknown)} of these images have tags of which {store.path} does not say for which names they were made; "
+        "they are kept: if their names have changed since, use another --store"
+    )
 
 
 def _refuse_too_many_failures(failures: dict[str, str], images: int, limit: float, store: Path) -> None:

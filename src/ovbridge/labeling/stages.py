@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovbridge.errors import OVBridgeError, TeacherError
+from ovbridge.errors import ConfigError, OVBridgeError, TeacherError
 from ovbridge.label_store import LabelledImage, Table
 from ovbridge.labeling.labellers import Labeller, Labels
 from ovbridge.teachers.protocol import UnknownImageError
@@ -54,6 +54,10 @@ class RunSettings:
     retry_failed: bool = False
     """Take up again images that failed in an earlier run."""
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.max_failed <= 1.0:
+            raise ConfigError(f"--max-failed {self.max_failed} is no share of the images: give 0 to 1, such as 0.05")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -70,10 +74,10 @@ class Outcome:
         """Whether the image could be read and the teacher raised."""
         return self.cause is not None and self.cause.startswith(_TEACHER_CAUSE)
 
-    def row(self, table: Table) -> LabelledImage:
-        """The entry of this image in `table`."""
+    def row(self, table: Table, asked: tuple[str, ...] | None) -> LabelledImage:
+        """The entry of this image in `table`; `asked` are the names that its tags were asked for."""
         labels = None if self.labels is None else self.labels[table]
-        return LabelledImage(image_key=self.image_key, labels=labels, cause=self.cause)
+        return LabelledImage(image_key=self.image_key, labels=labels, cause=self.cause, asked=asked)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from ovbridge.label_store import LabelStore, Table
+from ovbridge.labeling.labellers import Labeller
 from ovbridge.labeling.stages import Outcome
 
 FRAGMENTS_BEFORE_COMPACTION = 256
@@ -24,14 +25,14 @@ class BackgroundWriter:
     def __init__(
         self,
         store: LabelStore,
-        tables_of: Callable[[str], Sequence[Table]],
+        labeller: Labeller,
         *,
         commit_images: int,
         commit_seconds: float,
         of: Mapping[Table, int],
     ) -> None:
-        """`tables_of` an image key are the tables that its labels go to; `of` images are expected in each table."""
-        self._store, self._tables_of, self._of = store, tables_of, of
+        """`labeller` says which tables the labels of an image go to; `of` images are expected in each table."""
+        self._store, self._labeller, self._of = store, labeller, of
         self._commit_images, self._commit_seconds = commit_images, commit_seconds
         # Bounded: a disk slower than the teacher holds the teacher back instead of filling the memory.
         self._queue: queue.Queue[Outcome | None] = queue.Queue(maxsize=2 * commit_images)
@@ -78,7 +79,11 @@ class BackgroundWriter:
     def _commit(self, pending: list[Outcome], seconds: float) -> None:
         try:
             for table, of in self._of.items():
-                rows = [outcome.row(table) for outcome in pending if table in self._tables_of(outcome.image_key)]
+                rows = [
+                    outcome.row(table, self._labeller.asked_of(outcome.image_key) if table == "tags" else None)
+                    for outcome in pending
+                    if table in self._labeller.tables_of(outcome.image_key)
+                ]
                 if rows:
                     self._store.append(table, rows, seconds=seconds, of=of)
                     self._store.compact(table, at_fragments=FRAGMENTS_BEFORE_COMPACTION)

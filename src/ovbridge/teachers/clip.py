@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,8 +24,10 @@ from torch.nn import functional as F
 from ovbridge.device import Precision, autocast
 from ovbridge.errors import TeacherError
 from ovbridge.teachers.batch_first_attention import keep_batches_first
+from ovbridge.teachers.clip_pixels import Preprocessing
 from ovbridge.teachers.digest import state_digest
 from ovbridge.teachers.masked_attention import encode_masked
+from ovbridge.teachers.prompts import fill
 from ovbridge.teachers.tokenizer import ByteBpeTokenizer
 from ovbridge.vocabulary.text_bank import PAPER_TEMPLATE, TextBank
 
@@ -34,8 +35,6 @@ BUILTIN_CLIP = Path(__file__).parent / "weights" / "clip.safetensors"
 BUILTIN_NAMES = ("builtin",)
 FORMAT = "ovbridge.clip"
 """The metadata key of our files."""
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +91,26 @@ class ClipTeacher:
         device: torch.device,
         batch_size: int = 128,
         precision: Precision = "auto",
+        preprocessing: Preprocessing | None = None,
     ) -> None:
-        """`precision` is that of the image tower; texts are always embedded in fp32."""
+        """`precision` is that of the image tower; texts are always embedded in fp32. `preprocessing` is CLIP's own
+        unless given."""
         self.model = model.to(device).eval().requires_grad_(False)
         keep_batches_first(self.model)
         self.name, self.digest = name, digest
         self.image_size, self.embedding_dim = image_size, embedding_dim
         self._tokenize, self._device, self._batch_size = tokenize, device, batch_size
         self._precision: Precision = precision
-        self._mean = torch.tensor(CLIP_MEAN, device=device).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(CLIP_STD, device=device).view(1, 3, 1, 1) * 255
+        self._preprocessing = preprocessing or Preprocessing()
+        self._mean = torch.tensor(self._preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(self._preprocessing.std, device=device).view(1, 3, 1, 1) * 255
 
     @torch.inference_mode()
     def embed_crops(self, crops: Sequence[np.ndarray]) -> Tensor:
         """Embeddings of RGB crops.
 
         Args:
-            crops: N arrays [h, w, 3] uint8, any size; CLIP's rule is applied: bicubic resize of the short
-                side to the input size, then the centre square.
+            crops: N arrays [h, w, 3] uint8, any size; what the image tower is shown of each is up to `Preprocessing`.
 
         Returns:
             [N, D] float32 on the CPU, not normalised.
@@ -151,7 +152,7 @@ class ClipTeacher:
 
     def _pixels(self, crops: Sequence[np.ndarray]) -> Tensor:
         """[N, 3, size, size] normalised."""
-        pixels = np.stack([clip_square(crop, self.image_size) for crop in crops])
+        pixels = np.stack([self._preprocessing.square(crop, self.image_size) for crop in crops])
         batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
         return (batch - self._mean) / self._std
 
@@ -167,30 +168,13 @@ class ClipTeacher:
     def embed_names(self, names: Sequence[str], templates: Sequence[str] = (PAPER_TEMPLATE,)) -> TextBank:
         """The text bank of `names`; several templates are averaged after normalising each."""
         if len(templates) == 1:
-            embeddings = self.embed_texts([templates[0].format(name) for name in names])
+            embeddings = self.embed_texts([fill(templates[0], name) for name in names])
         else:
             per_template = [
-                F.normalize(self.embed_texts([template.format(name) for name in names]), dim=1)
-                for template in templates
+                F.normalize(self.embed_texts([fill(template, name) for name in names]), dim=1) for template in templates
             ]
             embeddings = torch.stack(per_template).mean(dim=0)
         return TextBank(names=tuple(names), embeddings_KD=embeddings, encoder=self.name, templates=tuple(templates))
-
-
-def clip_square(crop: np.ndarray, size: int) -> np.ndarray:
-    """CLIP's own preprocessing of one RGB crop: short side to `size` (bicubic), centre `size` x `size`.
-
-    Long thin crops lose their ends, as in the paper's teacher (PAPER §1.2 row 6).
-    """
-    height, width = crop.shape[:2]
-    scale = size / min(height, width)
-    resized_w, resized_h = max(size, round(width * scale)), max(size, round(height * scale))
-    left, top = round((resized_w - size) / 2), round((resized_h - size) / 2)
-    # Only the part that the centre square shows is resampled: a 2000:1 crop would else need gigabytes.
-    box = (left / scale, top / scale, (left + size) / scale, (top + size) / scale)
-    box = (box[0], box[1], min(box[2], width), min(box[3], height))
-    image = Image.fromarray(np.ascontiguousarray(crop))
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def load_clip(name_or_path: str, device: torch.device | str = "cpu", *, precision: Precision = "auto") -> ClipTeacher:
@@ -267,14 +251,19 @@ def _load_open_clip(name: str, device: torch.device, precision: Precision) -> Cl
     model_name, weights = _open_clip_model(name)
     import open_clip
 
+    # Weights decide their activation: OpenAI's under a name without "-quickgelu" would else load as another network.
+    quick_gelu = bool(weights and open_clip.get_pretrained_cfg(model_name, weights).get("quick_gelu"))
     try:
-        model = open_clip.create_model(model_name, pretrained=weights, require_pretrained=weights is not None)
+        model = open_clip.create_model(
+            model_name, pretrained=weights, require_pretrained=weights is not None, force_quick_gelu=quick_gelu
+        )
         tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:  # hub, network and format errors share no base class
         line = " ".join(str(error).split())[:200] or type(error).__name__
         raise TeacherError(
             f"cannot load CLIP {name} ({line}): without a network give local weights as MODEL:FILE or a folder"
         ) from None
+    preprocessing = Preprocessing.of(model, name)
     size = model.visual.image_size
     with torch.inference_mode():
         embedding_dim = model.encode_text(tokenizer(["a"])).shape[1]
@@ -282,12 +271,20 @@ def _load_open_clip(name: str, device: torch.device, precision: Precision) -> Cl
         model,
         lambda texts: tokenizer(list(texts)),
         name=f"open_clip:{name}",
-        digest=state_digest(model),
+        digest=state_digest(model, _without_tensors(model) | preprocessing.departures()),
         image_size=int(size[0] if isinstance(size, tuple | list) else size),
         embedding_dim=int(embedding_dim),
         device=device,
         precision=precision,
+        preprocessing=preprocessing,
     )
+
+
+def _without_tensors(model: nn.Module) -> dict[str, str]:
+    """How a model of open_clip differs from OpenAI's in what its tensors do not show."""
+    from open_clip.transformer import QuickGELU
+
+    return {} if any(isinstance(module, QuickGELU) for module in model.modules()) else {"activation": "gelu"}
 
 
 def _open_clip_model(name: str) -> tuple[str, str | None]:

@@ -14,19 +14,26 @@ SETS = ("paper", "simple-7", "imagenet-80")
 def prompt_templates(given: Sequence[str]) -> tuple[str, ...]:
     """Templates with {} for the name, sets replaced by their members, each once and in order.
 
-    Raises ConfigError for a text that is neither a set nor has a {}.
+    Raises ConfigError for a text that is neither a set nor has a {}, or has other braces.
     """
     templates: list[str] = []
     for text in given:
         if text in SETS:
             templates += _members(text)
-        elif text.count("{}") == 1:
+        elif text.count("{}") == 1 and not set(fill(text, "")) & {"{", "}"}:
             templates.append(text)
         else:
-            raise ConfigError(f"--template {text!r} needs one {{}} for the name, or is one of {', '.join(SETS)}")
+            raise ConfigError(
+                f"--template {text!r} needs one {{}} for the name and no other brace, or is one of {', '.join(SETS)}"
+            )
     if not templates:
         raise ConfigError("give at least one --template")
     return tuple(dict.fromkeys(templates))
+
+
+def fill(template: str, name: str) -> str:
+    """The prompt of a name: `template` with the name for {}."""
+    return template.replace("{}", name)
 
 
 def _members(name: str) -> list[str]:

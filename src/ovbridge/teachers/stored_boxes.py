@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -45,22 +45,32 @@ class StoredBoxes:
 
     def __init__(
         self,
-        find: Callable[[str], ImageBoxes | None],
+        names: _StoredNames,
+        read: Callable[[str], ImageBoxes],
         *,
-        has: Callable[[str], bool],
         name: str,
         digest: str,
         trained_on: str,
         knows_names: bool,
     ) -> None:
-        """`find` an image by its path below the image folder; None where it is not among the stored ones, which `has`
-        tells without reading it."""
+        """`names` tell which stored image one is, by its path below the image folder; `read` gives its boxes."""
         self.name, self.digest, self.trained_on, self.knows_names = name, digest, trained_on, knows_names
-        self._find, self._has = find, has
+        self._names, self._read = names, read
 
     def check_knows(self, image_keys: Sequence[str], max_missing: float = 1.0) -> None:
-        """Raise DataError if more than a share of the images is not stored, or all: before any work is done."""
-        missing = [key for key in image_keys if not self._has(key)]
+        """Raise DataError, before any work is done, if more than a share of the images is not stored, or all, or if
+        two images would get the boxes of one."""
+        owner: dict[str, str] = {}
+        missing = []
+        for key in image_keys:
+            meant = self._names.meant_by(key)
+            if len(meant) != 1:
+                missing.append(key)
+            elif _unsuffixed(other := owner.setdefault(meant[0], key)) != _unsuffixed(key):
+                raise DataError(
+                    f"{self.name} has boxes of one image {meant[0]} that {other} and {key} could both be: give it "
+                    "their paths, or label a folder with only one of them"
+                )
         if image_keys and len(missing) == len(image_keys):
             raise DataError(f"{self.name} has boxes of none of the images, for instance {missing[0]}: check the file")
         if len(missing) > max_missing * len(image_keys):
@@ -76,9 +86,12 @@ class StoredBoxes:
         """See `StoredProposer.look_up`; UnknownImageError for an image that is not stored fails it alone."""
         found = []
         for key, texts in zip(image_keys, queries, strict=True):
-            stored = self._find(key)
-            if stored is None:
+            meant = self._names.meant_by(key)
+            if not meant:
                 raise UnknownImageError("no boxes stored for this image")
+            if len(meant) > 1:
+                raise UnknownImageError("boxes of several images of this name in other folders are stored")
+            stored = self._read(meant[0])
             found.append([self._answer(stored, class_in(text)) for text in texts])
         return found
 
@@ -118,10 +131,9 @@ def load_stored_boxes(source: str, *, trained_on: str | None = None) -> StoredBo
         declared = RELEASED_TRAINING
     else:
         images, declared = _from_json(_read_json(path), annotations, path)
-    finder = _Finder(images)
     return StoredBoxes(
-        finder.find,
-        has=finder.has,
+        _StoredNames(images),
+        images.__getitem__,
         name=name,
         digest=digest,
         trained_on=trained_on or declared,
@@ -148,23 +160,34 @@ class _Annotations:
             ) from None
 
 
-class _Finder:
+class _StoredNames:
     """Finds an image by its path, its name, its name without suffix, or the number that its name is."""
 
-    def __init__(self, images: Mapping[str, ImageBoxes]) -> None:
-        self._images = images
+    def __init__(self, stored: Iterable[str], *, in_folders: bool = False) -> None:
+        """`in_folders`: a stored name may have folders that the image's path does not."""
+        self._stored = set(stored)
+        self._in_folders: dict[str, list[str]] = {}
+        for name in self._stored if in_folders else ():
+            self._in_folders.setdefault(PurePosixPath(name).name, []).append(name)
 
-    def find(self, image_key: str) -> ImageBoxes | None:
-        return next((self._images[k] for k in _spellings(image_key) if k in self._images), None)
-
-    def has(self, image_key: str) -> bool:
-        return any(k in self._images for k in _spellings(image_key))
+    def meant_by(self, image_key: str) -> Sequence[str]:
+        """The stored names that an image may go by: none, one, or several that differ in their folders."""
+        for spelling in _spellings(image_key):
+            if spelling in self._stored:
+                return (spelling,)
+            if spelling in self._in_folders:
+                return self._in_folders[spelling]
+        return ()
 
 
 def _spellings(image_key: str) -> list[str]:
     path = PurePosixPath(image_key)
     stem = path.stem
-    return [image_key, str(path.with_suffix("")), path.name, stem, *([str(int(stem))] if stem.isdecimal() else [])]
+    return [image_key, _unsuffixed(image_key), path.name, stem, *([str(int(stem))] if stem.isdecimal() else [])]
+
+
+def _unsuffixed(image_key: str) -> str:
+    return str(PurePosixPath(image_key).with_suffix(""))
 
 
 def _from_folder(folder: Path, annotations: _Annotations | None, name: str, trained_on: str | None) -> StoredBoxes:
@@ -172,17 +195,16 @@ def _from_folder(folder: Path, annotations: _Annotations | None, name: str, trai
     files = {p.relative_to(folder).with_suffix("").as_posix(): p for p in folder.rglob("*.pkl")}
     if not files:
         raise DataError(f"{folder} holds no .pkl: give {FORMS}")
-    files |= {p.stem: p for p in files.values()}
     # The names and sizes stand for the contents: reading 118,000 files only to hash them would take minutes.
-    listing = sorted((key, file.stat().st_size) for key, file in files.items())
+    by_name = files | {p.stem: p for p in files.values()}
+    listing = sorted((key, file.stat().st_size) for key, file in by_name.items())
 
-    def find(image_key: str) -> ImageBoxes | None:
-        file = next((files[k] for k in _spellings(image_key) if k in files), None)
-        return None if file is None else _from_pickled(read_plain_pickle(file), annotations, str(file))
+    def read(name: str) -> ImageBoxes:
+        return _from_pickled(read_plain_pickle(files[name]), annotations, str(files[name]))
 
     return StoredBoxes(
-        find,
-        has=lambda image_key: any(k in files for k in _spellings(image_key)),
+        _StoredNames(files, in_folders=True),
+        read,
         name=name,
         digest=hashlib.sha256(repr(listing).encode()).hexdigest(),
         trained_on=trained_on or RELEASED_TRAINING,

@@ -20,8 +20,9 @@ from torchvision.ops import roi_align
 from ovbridge.console import Ticker, stderr, stdout
 from ovbridge.device import default_device
 from ovbridge.errors import ConfigError
-from ovbridge.teachers.clip import CLIP_MEAN, CLIP_STD, ClipConfig, ClipTeacher, build_clip, load_clip, save_clip
+from ovbridge.teachers.clip import ClipConfig, ClipTeacher, build_clip, load_clip, save_clip
 from ovbridge.teachers.clip_crops import BACKGROUND, PATCH_SIZE, CropSet, load_crops
+from ovbridge.teachers.clip_pixels import CLIP_MEAN, CLIP_STD
 from ovbridge.teachers.tokenizer import ByteBpeTokenizer
 
 NAME_TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}", "{}", "every {}")

@@ -110,6 +110,11 @@ class TextBank:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise VocabularyError(f"{path} is not a .npy array of text embeddings ({error})") from None
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            kind = array.dtype if isinstance(array, np.ndarray) else "several arrays"
+            raise VocabularyError(
+                f"{path} holds {kind}, no real numbers: give one .npy array of text embeddings [K, D]"
+            )
         return cls(
             names=tuple(names),
             embeddings_KD=torch.from_numpy(np.asarray(array, dtype=np.float32)),

@@ -128,13 +128,20 @@ def test_compaction_keeps_rows_and_open_readers(store: LabelStore) -> None:
 
 def test_failures_can_be_taken_up_again(store: LabelStore) -> None:
     store.append("regions", [regions("a", 1), failed("bad"), regions("b", 1, value=3.0)])
-    assert store.discard_failures("regions") == 1
+    assert store.discard_failures("regions", ["bad"]) == 1
     assert store.done_keys("regions") == {"a", "b"}
     store.append("regions", [regions("bad", 1, value=7.0)])
     found = LabelStore.open(store.path, memory_limit=0).regions(["bad", "b"])
     assert float(found["bad"].embeddings[0, 0]) == 7.0
     assert float(found["b"].embeddings[0, 0]) == 3.0
     assert store.failures("regions") == {}
+
+
+def test_failures_of_other_images_stay(store: LabelStore) -> None:
+    store.append("regions", [failed("it's \\ bad"), failed("worse"), regions("a", 1)])
+    assert store.discard_failures("regions", ["it's \\ bad", "a", "never"]) == 1
+    assert store.failures("regions") == {"worse": "broken"}
+    assert store.done_keys("regions") == {"worse", "a"}
 
 
 def test_store_travels_to_another_process(store: LabelStore) -> None:
@@ -161,6 +168,43 @@ def test_tags_are_read_as_columns_of_the_readers_vocabulary(tmp_path: Path) -> N
     assert len(found["b"]) == 0
     confident = store.tags(["a"], Vocabulary.of_names(["kite", "hat", "mug"]), min_score=0.5)
     assert confident["a"].class_ids.tolist() == [2]
+
+
+def asked(image: LabelledImage, *names: str) -> LabelledImage:
+    return replace(image, asked=names)
+
+
+def test_tags_for_other_names_replace_those_of_an_image(tmp_path: Path) -> None:
+    store = LabelStore.create_or_open(tmp_path, TAGS)
+    store.append("tags", [asked(tagged(key, ("mug",), (0.9,)), "kite", "mug") for key in "abc"])
+    store.append("tags", [asked(failed("d"), "mug")])
+    new = {"a": ("kite", "mug"), "b": ("hat",), "d": ("hat", "mug")}
+    assert store.done_keys("tags", new.get) == {"a", "c"}
+    other = LabelStore.create_or_open(tmp_path, TAGS)
+    for writer, added in ((other, ["b", "d"]), (store, [])):
+        rows = [asked(tagged(key, ("hat", "mug"), (0.5, 0.25)), *names) for key, names in new.items()]
+        assert writer.append("tags", rows) == added
+    found = LabelStore.open(tmp_path).tags(list("abcd"), Vocabulary.of_names(["hat", "mug"]))
+    assert {key: value.class_ids.tolist() for key, value in found.items()} == {
+        "a": [1],
+        "b": [0, 1],
+        "c": [1],
+        "d": [0, 1],
+    }
+    table = lance.dataset(str(tmp_path / "tags.lance")).to_table(columns=["image_key", "rank", "asked"])
+    assert [r["asked"] for r in table.to_pylist() if r["image_key"] == "b"] == [["hat"], None]
+
+
+def test_a_store_that_does_not_note_names_goes_on(tmp_path: Path) -> None:
+    store = LabelStore.create_or_open(tmp_path, TAGS)
+    store.append("tags", [tagged("a", ("mug",), (0.9,))])
+    lance.dataset(str(tmp_path / "tags.lance")).drop_columns(["asked"])
+    old = LabelStore.open(tmp_path)
+    assert old.done_keys("tags", lambda key: ("hat",)) == old.keys_of_unknown_names("tags") == {"a"}
+    assert old.append("tags", [asked(tagged(k, ("hat",), (0.5,)), "hat") for k in "ab"]) == ["b"]
+    assert old.done_keys("tags", lambda key: ("hat", "mug")) == {"a"}
+    found = LabelStore.open(tmp_path).tags(["a", "b"], Vocabulary.of_names(["hat", "mug"]))
+    assert [found[key].class_ids.tolist() for key in "ab"] == [[1], [0]]
 
 
 def test_a_vocabulary_that_shares_no_name_is_refused(tmp_path: Path) -> None:
@@ -284,6 +328,25 @@ def test_status_counts(store: LabelStore) -> None:
     json.dumps(status)
 
 
+@pytest.mark.parametrize("line", [b"5", b"null", b"\xff\xfe{", b'{"of": 3}', b'{"process": 1, "images": "x"}'])
+def test_a_damaged_log_costs_only_the_rate(store: LabelStore, line: bytes) -> None:
+    store.append("regions", [regions("a", 1)], seconds=2.0, of=9)
+    with (store.path / "regions.log.jsonl").open("ab") as log:
+        log.write(line + b"\n")
+    status = store.status()["regions"]
+    assert (status["images"], status["of"], status["images_per_second"]) == (1, 9, 0.5)
+
+
+def test_a_damaged_text_bank_is_named_among_the_rest(store: LabelStore) -> None:
+    store.append("regions", [regions("a", 1)])
+    file = save_text_bank(store.path, TextBank(names=("mug",), embeddings_KD=torch.ones(1, 3), encoder="fake"))
+    file.with_name("bad.safetensors").write_bytes(b"no bank")
+    status = store.status()
+    assert status["regions"]["images"] == 1
+    assert status["text"]["default"]["names"] == 1
+    assert "bad.safetensors is not a text bank" in status["text"]["bad"]["damaged"]
+
+
 def test_status_of_a_run_that_committed_nothing(store: LabelStore) -> None:
     status = store.status()["regions"]
     assert (status["images"], status["failed"], status["images_per_second"]) == (0, 0, 0.0)
@@ -314,6 +377,15 @@ def test_damage_is_one_line(store: LabelStore) -> None:
     (store.path / "regions.json").write_text("{}")
     with pytest.raises(StoreError, match="manifest"):
         LabelStore.open(store.path)
+
+
+def test_rows_without_a_manifest_are_not_adopted(store: LabelStore) -> None:
+    store.append("regions", [regions("a", 1)])
+    (store.path / "regions.json").unlink()
+    with pytest.raises(StoreError, match=r"no regions\.json that says which teacher"):
+        LabelStore.create_or_open(store.path, replace(REGIONS, crop_rule="square"))
+    assert not (store.path / "regions.json").exists()
+    LabelStore.create_or_open(store.path, TAGS)
 
 
 def test_plain_lance_reads_and_searches(store: LabelStore) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ovbridge.errors import ConfigError
 from ovbridge.labeling.pseudo_boxes import SelectionConfig, best_box, class_agnostic, suppress, usable
 from ovbridge.structures import Proposals
 
@@ -10,6 +11,12 @@ from ovbridge.structures import Proposals
 def proposals(*rows: tuple[float, float, float, float, float]) -> Proposals:
     table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
     return Proposals(boxes_xyxy=table[:, :4], scores=table[:, 4])
+
+
+@pytest.mark.parametrize("wrong", [{"top_k": -1}, {"top_k": 0}, {"per_query": 0}])
+def test_choosing_no_box_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        SelectionConfig(**wrong)
 
 
 def test_last_pixel_convention_changes_the_overlap() -> None:

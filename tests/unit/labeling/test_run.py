@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ovbridge.errors import DataError, StoreError, TeacherError
+from ovbridge.errors import ConfigError, DataError, StoreError, TeacherError
 from ovbridge.label_store import LabelStore
 from ovbridge.labeling import run
 from ovbridge.labeling.labellers import RegionLabeller, TagLabeller
@@ -166,6 +167,88 @@ def test_tags_keep_boxes_above_the_threshold(label, tmp_path: Path, proposer) ->
     assert found[KEYS[0]].class_ids.tolist() == [3]
     assert len(found[KEYS[1]]) == 0
     assert LabelStore.open(tmp_path / "store").status()["tags"]["empty"] == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.1, 1.5])
+def test_shares_and_scores_outside_0_to_1_are_refused(value: float, proposer) -> None:
+    with pytest.raises(ConfigError, match="threshold"):
+        TagLabeller(proposer=proposer, names_of={}, threshold=value)
+    with pytest.raises(ConfigError, match="--max-failed"):
+        RunSettings(max_failed=value)
+
+
+def test_a_changed_list_of_names_is_labelled_again(label, tmp_path: Path, proposer) -> None:
+    names = dict.fromkeys(KEYS, ("c0", "c3"))
+
+    def tag(keys=KEYS, **settings) -> run.RunSummary:
+        return label(keys, by=TagLabeller(proposer=proposer, names_of=names, threshold=0.0), **settings)
+
+    def found() -> list[list[int]]:
+        store = LabelStore.open(tmp_path / "store")
+        tags = store.tags(KEYS, Vocabulary.of_names(["c0", "c1", "c2", "c3"]))
+        return [tags[key].class_ids.tolist() for key in KEYS]
+
+    tag()
+    names[KEYS[0]], names[KEYS[1]] = ("c3", "c0", "c3"), ("c1", "c2", "c3")
+    names[KEYS[2]] = ()
+    summary = tag()
+    assert (summary.done_before, summary.labelled, summary.replaced) == (10, 2, 2)
+    assert found()[:4] == [[0, 3], [1, 2, 3], [], [0, 3]]
+    assert tag().done_before == 12
+    # Shards take up what has changed of their own images only; each is replaced once.
+    names |= dict.fromkeys(KEYS, ("c2",))
+    shards = [tag(shard=(i, 2)) for i in range(2)]
+    assert [s.replaced for s in shards] == [s.images for s in shards]
+    assert found() == [[2]] * 12
+    # A run over other images leaves these alone.
+    del names[KEYS[3]]
+    assert tag(list(names)).done_before == 11
+    assert found() == [[2]] * 12
+
+
+def test_only_failures_of_this_run_are_taken_up_again(label, image_root: Path, tmp_path: Path) -> None:
+    for key in KEYS[:2]:
+        (image_root / key).write_bytes(b"")
+    label(max_failed=1.0)
+    np.save(image_root / KEYS[1], np.full((4, 4, 3), 9, dtype=np.uint8))
+    assert label(KEYS[1:], retry_failed=True).labelled == 1
+    assert set(LabelStore.open(tmp_path / "store").failures("regions")) == {KEYS[0]}
+
+
+def test_status_aims_at_all_shards_and_folders(label, image_root: Path, tmp_path: Path) -> None:
+    for keys, of in [(KEYS[:8], 8), (KEYS[6:], 12)]:
+        for shard in range(2):
+            label(keys, shard=(shard, 2))
+        assert LabelStore.open(tmp_path / "store").status()["regions"]["of"] == of
+
+
+@pytest.fixture
+def elsewhere(label, image_root: Path, tmp_path: Path, labeller: RegionLabeller, read_image) -> Callable[..., object]:
+    """Labels the images of a second folder, after those of the first: a copy with the given changes."""
+    label(KEYS[:10])
+
+    def call(changed=(), gone=False) -> object:
+        other = tmp_path / "other"
+        shutil.copytree(image_root, other)
+        for key in changed:
+            np.save(other / key, np.full((8, 12, 3), 5, dtype=np.uint8))
+        if gone:
+            shutil.rmtree(image_root)
+        return label_images(tmp_path / "store", other, KEYS, labeller, read_image=read_image)
+
+    return call
+
+
+def test_other_pictures_of_the_same_names_are_refused(elsewhere, image_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=rf"10 images.*{image_root}.*other pictures: use another --store"):
+        elsewhere(changed=KEYS[:6])
+    assert [s.root for s in LabelStore.open(tmp_path / "store").image_sets()] == [str(image_root)]
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["copied", "moved"])
+def test_a_copied_or_moved_folder_goes_on(elsewhere, gone: bool, capsys) -> None:
+    assert elsewhere(changed=KEYS[:2], gone=gone).labelled == 2
+    assert ("note: 10 of these images have been labelled from" in capsys.readouterr().err) == gone
 
 
 def test_failed_commit_reaches_the_caller_even_at_the_very_end(label, monkeypatch) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from ovbridge.errors import TeacherError
-from ovbridge.teachers.clip import BUILTIN_CLIP, ClipConfig, build_clip, clip_square, load_clip, save_clip
+from ovbridge.teachers.clip import BUILTIN_CLIP, ClipConfig, build_clip, load_clip, save_clip
+from ovbridge.teachers.digest import state_digest
 from ovbridge.teachers.tokenizer import ByteBpeTokenizer
 from ovbridge.teachers.train_clip import _pair_masks, contrastive_loss
 
@@ -51,16 +53,6 @@ def test_names_fit_every_crop_of_their_class_and_phrases_only_their_own() -> Non
     assert not ignore[0, 3]
 
 
-def test_clip_square_is_resize_then_centre_crop() -> None:
-    wide = np.zeros((32, 96, 3), dtype=np.uint8)
-    wide[:, 32:64] = 255
-    assert clip_square(wide, 32).min() == 255, "the centre third is all that a 3:1 crop shows"
-
-
-def test_clip_square_survives_a_sliver() -> None:
-    assert clip_square(np.zeros((1, 4000, 3), dtype=np.uint8), 32).shape == (32, 32, 3)
-
-
 def test_saved_clip_embeds_the_same_after_loading(tiny_clip: Path) -> None:
     first, second = load_clip(str(tiny_clip)), load_clip(str(tiny_clip))
     crops = [np.full((20, 30, 3), 90, dtype=np.uint8), np.full((50, 10, 3), 9, dtype=np.uint8)]
@@ -76,6 +68,12 @@ def test_prompt_ensemble_is_the_mean_of_unit_vectors(tiny_clip: Path) -> None:
     bank = teacher.embed_names(["kite"], ("a {}", "the {}"))
     parts = torch.nn.functional.normalize(teacher.embed_texts(["a kite", "the kite"]), dim=1)
     torch.testing.assert_close(bank.embeddings_KD[0], parts.mean(dim=0))
+
+
+def test_braces_in_a_template_are_letters(tiny_clip: Path) -> None:
+    teacher = load_clip(str(tiny_clip))
+    bank = teacher.embed_names(["kite"], ("a {} {0} }",))
+    assert torch.equal(bank.embeddings_KD, teacher.embed_texts(["a kite {0} }"]))
 
 
 def test_no_crops_give_an_empty_matrix(tiny_clip: Path) -> None:
@@ -109,3 +107,45 @@ def test_builtin_clip_ships_and_knows_its_words() -> None:
     teacher = load_clip("builtin")
     bank = torch.nn.functional.normalize(teacher.embed_names(["umbrella", "cat"]).embeddings_KD, dim=1)
     assert float(bank[0] @ bank[1]) < 0.9
+
+
+def open_clip_of(monkeypatch: pytest.MonkeyPatch, tag: str, **published: Any) -> None:
+    """Let open_clip have one tiny model, of one set of tensors, whose published weights `tag` are as said."""
+    import open_clip
+    from open_clip import factory, pretrained
+
+    config = TINY.open_clip_config(49408)
+    models = {"Tiny": config, "Tiny-quickgelu": config | {"quick_gelu": True}}
+    torch.manual_seed(0)
+    state = open_clip.model.CLIP(**config).state_dict()
+    monkeypatch.setattr(factory, "_MODEL_CONFIGS", models)
+    monkeypatch.setattr(pretrained, "_PRETRAINED", {name: {tag: {"url": "x"} | published} for name in models})
+    monkeypatch.setattr(factory, "download_pretrained", lambda *a, **k: "x")
+    monkeypatch.setattr(factory, "load_checkpoint", lambda model, *a, **k: model.load_state_dict(state))
+
+
+def test_published_weights_get_the_activation_they_were_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_clip_of(monkeypatch, "openai", quick_gelu=True)
+    plain, named = load_clip("Tiny/openai"), load_clip("Tiny-quickgelu/openai")
+    assert torch.equal(plain.embed_texts(["a cat"]), named.embed_texts(["a cat"]))
+    assert plain.digest == named.digest == state_digest(named.model)
+
+
+@pytest.mark.parametrize("published", [{}, {"quick_gelu": True, "mean": (0.5,) * 3}, {"quick_gelu": True}])
+def test_the_digest_tells_networks_of_the_same_tensors_apart(
+    monkeypatch: pytest.MonkeyPatch, published: dict[str, Any]
+) -> None:
+    open_clip_of(monkeypatch, "web", **published)
+    teacher = load_clip("Tiny/web")
+    assert (teacher.digest == state_digest(teacher.model)) == (published == {"quick_gelu": True})
+
+
+def test_an_open_clip_model_is_shown_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_clip_of(monkeypatch, "web", mean=(0.5,) * 3, std=(0.25,) * 3, resize_mode="squash")
+    half = np.zeros((8, 64, 3), dtype=np.uint8)
+    half[:, 32:] = 255
+    pixels = load_clip("Tiny/web")._pixels([half])
+    assert pixels[0, :, 0, [0, -1]].tolist() == [[-2.0, 2.0]] * 3
+    open_clip_of(monkeypatch, "web", resize_mode="longest")
+    with pytest.raises(TeacherError, match=r"Tiny/web is shown .* 'longest': use one"):
+        load_clip("Tiny/web")

@@ -19,7 +19,7 @@ def test_the_published_ensembles(name: str, count: int, first: str) -> None:
     assert all(t.count("{}") == 1 for t in templates)
 
 
-@pytest.mark.parametrize("given", [["a photo"], ["{} and {}"], ["imagenet-8"], []])
+@pytest.mark.parametrize("given", [["a photo"], ["{} and {}"], ["imagenet-8"], [], ["a {} {0}"], ["{} {"], ["} {}"]])
 def test_what_is_no_template_is_refused(given: list[str]) -> None:
     with pytest.raises(ConfigError, match="template"):
         prompt_templates(given)

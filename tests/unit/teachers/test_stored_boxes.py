@@ -141,6 +141,30 @@ def test_boxes_of_other_images_are_refused_before_the_run(tmp_path: Path) -> Non
     stored.check_knows(["b.jpg", "a.jpg", "c.jpg"], 0.7)
 
 
+def test_a_name_that_several_folders_have_is_nobodys(tmp_path: Path) -> None:
+    for name, box in (("a/1", [0, 0, 1, 1]), ("c/1", [2, 2, 3, 3]), ("c/n2", [4, 4, 5, 5])):
+        written(tmp_path / "f" / f"{name}.pkl", [(box, None)])
+    stored = load_stored_boxes(str(tmp_path / "f"))
+    assert asked(stored, "a/1.jpg", "all objects")[0][0] == [[0, 0, 1, 1]]
+    assert asked(stored, "c/1.jpg", "all objects")[0][0] == [[2, 2, 3, 3]]
+    assert asked(stored, "x/n2.jpg", "all objects")[0][0] == [[4, 4, 5, 5]]
+    for key in ("x/1.jpg", "1.jpg"):
+        with pytest.raises(LookupError, match="several images of this name"):
+            asked(stored, key, "all objects")
+    with pytest.raises(DataError, match="lacks 1 of 2"):
+        stored.check_knows(["a/1.jpg", "x/1.jpg"], 0.0)
+
+
+@pytest.mark.parametrize("store", ["f", "b.json"])
+def test_two_images_do_not_share_the_boxes_of_one(tmp_path: Path, store: str) -> None:
+    written(tmp_path / "f" / "1.pkl", [([0, 0, 1, 1], None)])
+    written(tmp_path / "b.json", {"images": {"1": {"boxes": []}}})
+    stored = load_stored_boxes(str(tmp_path / store))
+    stored.check_knows(["a/1.jpg", "a/1.png"])
+    with pytest.raises(DataError, match=r"one image 1 that a/1\.jpg and b/01\.jpg could both be"):
+        stored.check_knows(["a/1.jpg", "b/01.jpg"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
