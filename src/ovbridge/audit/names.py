@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ovbridge.data.caption_tags import Tagger, make_tagger
-from ovbridge.data.coco_synonyms import COCO_SYNONYMS
+from ovbridge.data.coco_synonyms import lvis_synonyms
 from ovbridge.data.splits import roles_of
 from ovbridge.errors import DataError
 
@@ -29,7 +29,7 @@ class NovelNames:
             raise DataError(f"{source}: no class is novel, so nothing can leak: give --target with the novel classes")
         self.category_ids = {int(c["id"]) for c, role in zip(categories, roles, strict=True) if role == "novel"}
         synonyms = {
-            name: tuple(dict.fromkeys([*c.get("synonyms", ()), *COCO_SYNONYMS.get(name, ())]))
+            name: tuple(dict.fromkeys([*c.get("synonyms", ()), *lvis_synonyms(name)]))
             for name, c in zip(self._names, categories, strict=True)
         }
         self._tag: Tagger = make_tagger(self._names, synonyms, "words")

@@ -14,7 +14,7 @@ import numpy as np
 
 from ovbridge.data.annotation_check import load_annotations
 from ovbridge.data.caption_tags import make_tagger
-from ovbridge.data.coco_synonyms import COCO_SYNONYMS
+from ovbridge.data.coco_synonyms import lvis_synonyms
 from ovbridge.data.ovd_files import write_once
 from ovbridge.data.splits import roles_of, vocabulary_of
 from ovbridge.errors import DataError
@@ -93,7 +93,7 @@ def write_strict(
 def novel_names_in(categories: Sequence[Mapping[str, Any]], novel: Sequence[Mapping[str, Any]]) -> set[int]:
     """Ids of the categories one of whose names holds a novel name or synonym of it, in singular or plural."""
     names = [str(c["name"]) for c in novel]
-    synonyms = {str(c["name"]): [*c.get("synonyms", ()), *COCO_SYNONYMS.get(str(c["name"]), ())] for c in novel}
+    synonyms = {str(c["name"]): [*c.get("synonyms", ()), *lvis_synonyms(str(c["name"]))] for c in novel}
     tag = make_tagger(names, synonyms, "words")
     return {
         int(c["id"]) for c in categories if tag([str(n).replace("_", " ") for n in (c["name"], *c.get("synonyms", ()))])
