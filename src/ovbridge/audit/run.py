@@ -16,7 +16,7 @@ from ovbridge.audit.findings import Finding, LeakReport, merged
 from ovbridge.audit.names import NovelNames
 from ovbridge.data.annotation_check import check_annotations, read_json
 from ovbridge.data.image_labels import read_categories
-from ovbridge.data.label_check import naming_faults
+from ovbridge.data.label_check import check_naming
 from ovbridge.errors import ConfigError, DataError, OVBridgeError
 
 RUN_RECORD, CHECKPOINT = "config.json", "detector.safetensors"
@@ -124,8 +124,7 @@ def _store(path: Path, novel: NovelNames, *, tags: bool, strict: bool) -> Iterat
 def _payload(path: Path, *, boxes: bool) -> dict[str, Any]:
     payload = read_json(path)
     check_annotations(payload, str(path), boxes=boxes, federated=None)
-    for fault in naming_faults(payload) if boxes else ():
-        raise DataError(f"{path}: {fault}")
+    check_naming(payload, str(path))
     return dict(payload)
 
 

@@ -8,12 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ovbridge.errors import DataError
+
 
 def carries_labels(payload: Any) -> bool:
     """Whether a parsed file is one of captions or image-level labels, by the keys of its records."""
     return any("pos_category_ids" in i or "captions" in i for i in _records(payload, "images")) or any(
         "caption" in a for a in _records(payload, "annotations")
     )
+
+
+def check_naming(payload: Mapping[str, Any], source: str) -> None:
+    """Raise DataError, prefixed with `source`, for the first of `naming_faults`."""
+    for fault in naming_faults(payload):
+        raise DataError(f"{source}: {fault}")
 
 
 def label_faults(payload: Mapping[str, Any]) -> Iterator[str]:
