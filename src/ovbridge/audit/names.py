@@ -21,7 +21,10 @@ class NovelNames:
     def __init__(self, categories: Sequence[dict[str, Any]], source: str) -> None:
         """`categories` are COCO records with roles (or LVIS frequencies, or COCO's names); raises DataError
         where none is novel."""
-        roles = roles_of(categories)
+        try:
+            roles = roles_of(categories)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from None
         self._names = [str(c["name"]) for c in categories]
         self.roles = dict(zip(self._names, roles, strict=True))
         self.names = tuple(name for name, role in self.roles.items() if role == "novel")

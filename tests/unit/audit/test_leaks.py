@@ -298,6 +298,8 @@ def test_what_cannot_be_audited_is_said(world, tmp_path):
         audit(tmp_path / "empty")
     with pytest.raises(DataError, match="no class is novel"):
         NovelNames([{"id": 1, "name": "mug"}], "x.json")
+    with pytest.raises(DataError, match=r"x\.json: category 1 \(mug\) has role 'rare'"):
+        NovelNames([{"id": 1, "name": "mug", "role": "rare"}], "x.json")
 
 
 def test_doctor_leaks_prints_and_stores_the_verdict(world, capsys):
