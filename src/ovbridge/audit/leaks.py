@@ -91,6 +91,7 @@ def box_findings(payload: Mapping[str, Any], novel: NovelNames, where: object) -
             if str(s) != c["name"] and (names := _exactly(novel, str(s)))
         ),
     )
+    yield from finding("tags", "known vocabulary", where, _tags(payload, novel))
     yield from finding("annotation text", "known vocabulary", where, _texts(payload, novel, captions=False))
     yield from finding("image folders", "known vocabulary", where, _folders(payload.get("images", ()), novel))
 
@@ -115,19 +116,7 @@ def vocabulary_findings(names: Sequence[str], novel: NovelNames, where: object) 
 
 def label_findings(payload: Mapping[str, Any], novel: NovelNames, where: object) -> Iterator[Finding]:
     """Image-level labels: tag lists, captions, folders named after classes."""
-    categories = {c["id"]: str(c["name"]) for c in payload.get("categories", ())}
-    named = {i: novel.of_class(name) for i, name in categories.items()}
-    yield from finding(
-        "tags",
-        "known vocabulary",
-        where,
-        (
-            (f"image {i['id']} is tagged {categories[c]!r}", named[c])
-            for i in payload.get("images", ())
-            for c in i.get("pos_category_ids", ())
-            if named.get(c)
-        ),
-    )
+    yield from finding("tags", "known vocabulary", where, _tags(payload, novel))
     yield from finding("captions", "known vocabulary", where, _texts(payload, novel, captions=True))
     yield from finding("image folders", "known vocabulary", where, _folders(payload.get("images", ()), novel))
 
@@ -196,6 +185,15 @@ def backbone_findings(trained_on: str, novel: NovelNames, where: object) -> Iter
     if "novel names included" in trained_on:
         hit = (f"its pretraining named novel objects: {trained_on}", tuple(novel.names))
         yield from finding("backbone", "known vocabulary", where, [hit])
+
+
+def _tags(payload: Mapping[str, Any], novel: NovelNames) -> Iterator[_Hit]:
+    categories = {c["id"]: str(c["name"]) for c in payload.get("categories", ())}
+    named = {i: novel.of_class(name) for i, name in categories.items()}
+    for image in payload.get("images", ()):
+        for c in image.get("pos_category_ids", ()):
+            if named.get(c):
+                yield f"image {image['id']} is tagged {categories[c]!r}", named[c]
 
 
 def _texts(payload: Mapping[str, Any], novel: NovelNames, *, captions: bool) -> Iterator[_Hit]:

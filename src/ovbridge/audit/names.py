@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ovbridge.data.caption_tags import Tagger, make_tagger
-from ovbridge.data.coco_synonyms import COCO_SYNONYMS
+from ovbridge.data.coco_synonyms import lvis_synonyms
 from ovbridge.data.splits import roles_of
 from ovbridge.errors import DataError
 
@@ -21,7 +21,10 @@ class NovelNames:
     def __init__(self, categories: Sequence[dict[str, Any]], source: str) -> None:
         """`categories` are COCO records with roles (or LVIS frequencies, or COCO's names); raises DataError
         where none is novel."""
-        roles = roles_of(categories)
+        try:
+            roles = roles_of(categories)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from None
         self._names = [str(c["name"]) for c in categories]
         self.roles = dict(zip(self._names, roles, strict=True))
         self.names = tuple(name for name, role in self.roles.items() if role == "novel")
@@ -29,7 +32,7 @@ class NovelNames:
             raise DataError(f"{source}: no class is novel, so nothing can leak: give --target with the novel classes")
         self.category_ids = {int(c["id"]) for c, role in zip(categories, roles, strict=True) if role == "novel"}
         synonyms = {
-            name: tuple(dict.fromkeys([*c.get("synonyms", ()), *COCO_SYNONYMS.get(name, ())]))
+            name: tuple(dict.fromkeys([*c.get("synonyms", ()), *lvis_synonyms(name)]))
             for name, c in zip(self._names, categories, strict=True)
         }
         self._tag: Tagger = make_tagger(self._names, synonyms, "words")

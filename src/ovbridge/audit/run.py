@@ -15,6 +15,8 @@ from ovbridge.audit import leaks
 from ovbridge.audit.findings import Finding, LeakReport, merged
 from ovbridge.audit.names import NovelNames
 from ovbridge.data.annotation_check import check_annotations, read_json
+from ovbridge.data.image_labels import read_categories
+from ovbridge.data.label_check import check_naming
 from ovbridge.errors import ConfigError, DataError, OVBridgeError
 
 RUN_RECORD, CHECKPOINT = "config.json", "detector.safetensors"
@@ -122,6 +124,7 @@ def _store(path: Path, novel: NovelNames, *, tags: bool, strict: bool) -> Iterat
 def _payload(path: Path, *, boxes: bool) -> dict[str, Any]:
     payload = read_json(path)
     check_annotations(payload, str(path), boxes=boxes, federated=None)
+    check_naming(payload, str(path))
     return dict(payload)
 
 
@@ -132,8 +135,7 @@ def _novel(sources: TrainingSources, target: Path | None) -> NovelNames:
         return NovelNames(records, "the checkpoint")
     if chosen is None:
         raise DataError("which classes are novel? give --target with an annotation file that holds them")
-    payload = read_json(chosen)
-    categories = payload.get("categories") if isinstance(payload, dict) else None
+    categories = read_categories(chosen)
     if not categories:
         raise DataError(f"{chosen} has no categories: give --target with an annotation file that holds the novel ones")
     return NovelNames(categories, str(chosen))
@@ -155,7 +157,9 @@ def sources_of(path: Path) -> list[TrainingSources]:
         return [TrainingSources(store=path)]
     folder = path / "annotations" if (path / "annotations").is_dir() else path
     if any(folder.glob("*.json")):
-        return [_data_set(path, folder)]
+        found = [_data_set(path, folder)]
+        if found[0].paths():
+            return found
     raise ConfigError(f"{path} is no run, data set, store or annotation file: there is nothing to audit in it")
 
 
@@ -164,8 +168,15 @@ def run_sources(record: Path) -> list[TrainingSources]:
     content = read_json(record)
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         return []
+    try:
+        return _chain(content, record)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{record} is not as 'ovbridge train' writes it ({error}): it cannot be audited") from None
+
+
+def _chain(content: dict[str, Any], record: Path) -> list[TrainingSources]:
     config = content["config"]
-    data, stage = config.get("data", {}), config.get("stage", {})
+    data, stage = config.get("data") or {}, config.get("stage") or {}
     if not data.get("annotations"):
         raise ConfigError(f"{record} does not say which boxes its run was trained on: it cannot be audited")
     root = Path(data.get("root") or ".")
@@ -233,7 +244,8 @@ def summary_for(checkpoint: str, target: Path, *, strict: bool = False) -> dict[
 def _one_file(path: Path) -> TrainingSources:
     payload = read_json(path)
     annotations = payload.get("annotations") if isinstance(payload, dict) else None
-    if annotations and all(isinstance(a, dict) and "bbox" in a for a in annotations[:1]):
+    records = annotations if isinstance(annotations, list) else ()
+    if any(isinstance(a, dict) and not {"bbox", "segmentation"}.isdisjoint(a) for a in records):
         return TrainingSources(boxes=path, target=_target_near(path))
     return TrainingSources(labels=(path,), target=_target_near(path))
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ovbridge.data.label_check import label_faults
 from ovbridge.errors import DataError
 
 _FEDERATED_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
@@ -76,7 +77,7 @@ def faults(payload: Any, *, boxes: bool = True) -> Iterator[str]:
     if not isinstance(payload, dict):
         yield f"the top level is a {type(payload).__name__}, a COCO file is an object with images and annotations"
         return
-    wanted = ("images", "categories", "annotations") if boxes else ("images",)
+    wanted = [k for k in ("images", "categories", "annotations") if boxes or k == "images" or k in payload]
     missing = [key for key in wanted if not isinstance(payload.get(key), list)]
     if missing:
         yield f"no list {' and '.join(map(repr, missing))}: this is not a COCO-format annotation file"
@@ -86,8 +87,7 @@ def faults(payload: Any, *, boxes: bool = True) -> Iterator[str]:
         return
     yield from _category_faults(payload.get("categories", []))
     yield from _image_faults(payload["images"])
-    if boxes:
-        yield from _box_faults(payload)
+    yield from _box_faults(payload) if boxes else label_faults(payload)
 
 
 def notes(payload: dict[str, Any]) -> Iterator[str]:

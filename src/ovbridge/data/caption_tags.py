@@ -6,6 +6,7 @@ A tagger is a function from the captions of one image to the columns of the clas
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -14,7 +15,9 @@ TagRule = Literal["paper", "words"]
 
 Tagger = Callable[[Sequence[str]], tuple[int, ...]]
 
-_WORD = re.compile(r"[a-z0-9]+")
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
+_IDEOGRAPH = re.compile("([\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
+_IN_WORDS = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Nd"})
 _IRREGULAR = {
     "people": "person",
     "men": "man",
@@ -80,13 +83,13 @@ def _word_tagger(phrases: Sequence[Sequence[str]]) -> Tagger:
     columns: dict[str, list[int]] = {}
     for column, options in enumerate(phrases):
         for phrase in options:
-            columns.setdefault("".join(_WORD.findall(phrase)), []).append(column)
-    longest = max((len(_WORD.findall(p)) for options in phrases for p in options), default=1) + 1
+            columns.setdefault("".join(words_of(phrase)), []).append(column)
+    longest = max((len(words_of(p)) for options in phrases for p in options), default=1) + 1
 
     def tag(captions: Sequence[str]) -> tuple[int, ...]:
         found: set[int] = set()
         for caption in captions:
-            words = _WORD.findall(caption.lower())
+            words = words_of(caption)
             start = 0
             while start < len(words):
                 for stop in range(min(len(words), start + longest), start, -1):
@@ -99,6 +102,19 @@ def _word_tagger(phrases: Sequence[Sequence[str]]) -> Tagger:
         return tuple(sorted(found))
 
     return tag
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text without capitals: runs of letters, marks and digits of any script.
+
+    Full-width and composed forms are made equal (NFKC). An ideograph is a word of its own, as no spaces part them.
+    """
+    if text.isascii():
+        return _ASCII_WORD.findall(text.lower())
+    # Parted before NFKC, which would make letters of signs: "Frisbee™" would become "FrisbeeTM".
+    parted = "".join(c if unicodedata.category(c) in _IN_WORDS else " " for c in text)
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", parted).casefold())
+    return _IDEOGRAPH.sub(r" \1 ", folded).split()
 
 
 def _spellings(words: Sequence[str]) -> Iterator[str]:

@@ -33,3 +33,8 @@ COCO_SYNONYMS: dict[str, tuple[str, ...]] = {
     for name, synonyms in (entry.split(": ") for entry in line.split("|"))
 }
 """COCO class name → its LVIS synonyms."""
+
+
+def lvis_synonyms(name: str) -> tuple[str, ...]:
+    """The LVIS synonyms of a class that is called like one of COCO, in whatever capitals; none for another name."""
+    return COCO_SYNONYMS.get(name.replace("_", " ").strip().lower(), ())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovbridge.data.annotation_check import faults, image_file_name, read_json
+from ovbridge.data.annotation_check import check_annotations, image_file_name, read_json
 from ovbridge.data.caption_tags import Tagger, TagRule, make_tagger
 from ovbridge.data.coco_synonyms import COCO_SYNONYMS
 from ovbridge.data.image_reading import image_hw
@@ -109,8 +109,7 @@ def load_tagged_images(
     """
     annotations = Path(annotations)
     payload = read_json(annotations)
-    for fault in faults(payload, boxes=False):
-        raise DataError(f"{annotations}: {fault}")
+    check_annotations(payload, str(annotations), boxes=False, federated=None)
     if any("pos_category_ids" in image for image in payload["images"]):
         return _from_category_ids(payload, annotations, vocabulary)
     captions = _captions_of(payload, annotations)
@@ -154,17 +153,12 @@ def tagged_folders(root: Path, vocabulary: Vocabulary) -> TaggedImages:
 
 
 def _from_category_ids(payload: dict[str, Any], source: Path, vocabulary: Vocabulary | None) -> TaggedImages:
-    if not payload.get("categories"):
-        raise DataError(f"{source}: images carry pos_category_ids but there are no 'categories' to look them up in")
     own = vocabulary_of(payload["categories"], str(source))
     vocabulary = vocabulary or own
     name_of = dict(zip(own.category_ids, own.names, strict=True))
     column = {name: k for k, name in enumerate(vocabulary.names)}
     images = []
     for record in payload["images"]:
-        unknown = [c for c in record.get("pos_category_ids", ()) if c not in name_of]
-        if unknown:
-            raise DataError(f"{source}: image {record['id']} has label {unknown[0]!r}, which is not in 'categories'")
         names = [name_of[c] for c in record.get("pos_category_ids", ())]
         absent = [n for n in names if n not in column]
         if absent:
@@ -178,11 +172,11 @@ def _captions_of(payload: dict[str, Any], source: Path) -> dict[int, list[str]]:
     for record in payload["images"]:
         captions[record["id"]].extend(record.get("captions", ()))
     for annotation in payload.get("annotations", ()):
-        if not isinstance(annotation, dict) or "caption" not in annotation:
+        if "caption" not in annotation:
             continue
         if annotation.get("image_id") not in captions:
             raise DataError(f"{source}: caption {annotation.get('id')} belongs to an image that is not in 'images'")
-        captions[annotation["image_id"]].append(str(annotation["caption"]))
+        captions[annotation["image_id"]].append(annotation["caption"])
     if not any(captions.values()):
         raise DataError(
             f"{source}: neither captions nor pos_category_ids: give a captions file or one that 'prepare' made"
@@ -194,7 +188,15 @@ def _categories_beside(captions_file: Path) -> list[dict[str, Any]]:
     if not captions_file.name.startswith("captions_"):
         return []
     beside = captions_file.with_name("instances_" + captions_file.name.removeprefix("captions_"))
-    return list(read_json(beside).get("categories", [])) if beside.is_file() else []
+    return read_categories(beside) if beside.is_file() else []
+
+
+def read_categories(path: Path) -> list[dict[str, Any]]:
+    """The checked categories of a file, whatever else is in it; raises DataError with the first fault of theirs."""
+    payload = read_json(path)
+    alone = {**payload, "images": [], "annotations": []} if isinstance(payload, dict) else payload
+    check_annotations(alone, str(path), boxes=False, federated=None)
+    return list(payload.get("categories", ()))
 
 
 def _tagged(record: dict[str, Any], captions: Sequence[str], tag: Tagger) -> TaggedImage:

@@ -142,9 +142,9 @@ def word_categories(words: Path) -> dict[str, dict[str, Any]]:
     taken: set[str] = set()
     for line in lines:
         wnid, tab, names = line.partition("\t")
-        if not tab or not names.strip():
-            raise DataError(f"{words}: line {line[:60]!r} is not 'n02691156<tab>airplane, aeroplane, plane'")
         synonyms = [n.strip() for n in names.split(",") if n.strip()]
+        if not tab or not synonyms:
+            raise DataError(f"{words}: line {line[:60]!r} is not 'n02691156<tab>airplane, aeroplane, plane'")
         name = synonyms[0] if synonyms[0] not in taken else f"{synonyms[0]} ({wnid})"
         taken.add(name)
         found[wnid] = {"id": len(found) + 1, "name": name, "role": "unused", "synonyms": synonyms, "wnid": wnid}

@@ -12,6 +12,7 @@ from ovbridge.console import track
 from ovbridge.data.annotation_check import faults, federated_image, image_file_name, notes, read_json
 from ovbridge.data.image_labels import load_tagged_images
 from ovbridge.data.image_reading import image_hw, read_image
+from ovbridge.data.label_check import carries_labels
 from ovbridge.data.splits import vocabulary_of
 from ovbridge.errors import DataError
 from ovbridge.images import SUFFIXES
@@ -47,12 +48,7 @@ def inspect_annotations(path: Path) -> Inspection:
         payload = read_json(path)
     except DataError as error:
         return Inspection(kind="file", faults=[str(error)])
-    annotations = payload.get("annotations") if isinstance(payload, dict) else None
-    tagged = isinstance(payload, dict) and any(
-        isinstance(i, dict) and ("pos_category_ids" in i or "captions" in i) for i in payload.get("images") or ()
-    )
-    captioned = isinstance(annotations, list) and any(isinstance(a, dict) and "caption" in a for a in annotations)
-    return _inspect_labels(path, payload) if tagged or captioned else _inspect_boxes(path, payload)
+    return _inspect_labels(path, payload) if carries_labels(payload) else _inspect_boxes(path, payload)
 
 
 def inspect_images(paths: Sequence[Path]) -> Inspection:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ovbridge.data.annotation_check import load_annotations
+from ovbridge.data.annotation_check import image_file_name, load_annotations
 from ovbridge.data.known_counts import against_known
 from ovbridge.data.ovd_files import write_once
 from ovbridge.errors import DataError
@@ -38,7 +38,7 @@ def write_objects365(
     payload = load_annotations(annotations)
     fixed = _read_names(names_fix)
     categories = sorted((_renamed(c, fixed, names_fix) for c in payload["categories"]), key=lambda c: int(c["id"]))
-    records = [{**i, "file_name": "/".join(str(i["file_name"]).split("/")[-2:])} for i in payload["images"]]
+    records = [{**i, "file_name": "/".join(str(image_file_name(i)).split("/")[-2:])} for i in payload["images"]]
     counts = {"images": len(records), "classes": len(categories)}
     known = KNOWN["train" if "train" in annotations.stem else "val"]
     verdict = against_known(counts, known, annotations, size_key="images", allow_mismatch=allow_count_mismatch)

@@ -7,6 +7,7 @@ said not to hold a class does not hold those below either. Only classes that wer
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +25,11 @@ Split = Literal["validation", "train"]
 CLASSES_FILE = "challenge-2019-classes-description-500.csv"
 HIERARCHY_FILE = "challenge-2019-label500-hierarchy.json"
 BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
+SIZE_COLUMNS = ("ImageID", "Width", "Height")
 LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
 KNOWN_CLASSES = 500
+_FLAGS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "-1": 0, "-1.0": 0}
+"""IsGroupOf as OpenImages writes it (-1: unknown) and as spreadsheets do."""
 LITERATURE_IMAGES = {"validation": 41_620}
 """What the literature says of the number of images; shown beside ours, but no reason to refuse."""
 
@@ -127,13 +131,16 @@ def ancestors(tree: Mapping[str, Any], ids: Mapping[str, int]) -> dict[int, set[
     waiting: list[tuple[Mapping[str, Any], frozenset[int]]] = [(tree, frozenset())]
     while waiting:
         node, over = waiting.pop()
-        if not isinstance(node, dict) or "LabelName" not in node:
-            raise DataError("the class hierarchy is not made of objects with LabelName: fetch it again")
+        children = node.get("Subcategory", []) if isinstance(node, dict) else None
+        if not isinstance(children, list) or not isinstance(node.get("LabelName"), str):
+            raise DataError(
+                "the class hierarchy is not made of objects with LabelName and lists in Subcategory: fetch it again"
+            )
         own = ids.get(node["LabelName"])
         if own is not None:
             above[own] |= over - {own}
         under = over if own is None else over | {own}
-        waiting += [(child, under) for child in node.get("Subcategory", ())]
+        waiting += [(child, under) for child in children]
     return above
 
 
@@ -147,7 +154,11 @@ def _reversed(above: Mapping[int, set[int]]) -> dict[int, set[int]]:
 
 def _classes(path: Path) -> dict[str, str]:
     """Freebase label → name, in file order (the order of the published text embeddings)."""
-    names = {row[0]: row[1] for row in _lines(path, 2)}
+    names: dict[str, str] = {}
+    for row in _lines(path, 2):
+        if row[0] in names:
+            raise DataError(f"{path} lists the label {row[0]} twice: fetch it again")
+        names[row[0]] = row[1]
     if len(set(names.values())) != len(names):
         twice = next(n for n in names.values() if list(names.values()).count(n) > 1)
         raise DataError(f"{path} names two classes {twice!r}: rename one")
@@ -156,7 +167,7 @@ def _classes(path: Path) -> dict[str, str]:
 
 def _lines(path: Path, width: int) -> list[list[str]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if row]
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: fetch it from the OpenImages Challenge 2019 page") from None
@@ -168,15 +179,22 @@ def _lines(path: Path, width: int) -> list[list[str]]:
     return rows
 
 
-def _rows(path: Path, columns: Sequence[str], ids: Mapping[str, int]) -> Iterator[dict[str, str]]:
-    """Rows of a CSV by column name, each label checked."""
+def _table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Rows of a CSV by column name."""
     header, *rows = _lines(path, len(columns)) or [[]]
     position = {name: header.index(name) for name in columns if name in header}
     if len(position) < len(columns):
         absent = next(name for name in columns if name not in position)
         raise DataError(f"{path} has no column {absent}: its first line must name {', '.join(columns)}")
     for number, row in enumerate(rows, 2):
-        found = {name: row[k] for name, k in position.items()}
+        if len(row) <= max(position.values()):
+            raise DataError(f"{path}: line {number} has {len(row)} columns, the first line {len(header)}")
+        yield {name: row[k] for name, k in position.items()}
+
+
+def _rows(path: Path, columns: Sequence[str], ids: Mapping[str, int]) -> Iterator[dict[str, str]]:
+    """Rows of a CSV by column name, each label one of the challenge."""
+    for number, found in enumerate(_table(path, columns), 2):
         if found["LabelName"] not in ids:
             raise DataError(f"{path}: line {number} has label {found['LabelName']!r}, which is no challenge class")
         yield found
@@ -202,26 +220,35 @@ def _box(row: Mapping[str, str], width: int, height: int) -> dict[str, Any]:
     if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
         raise DataError(f"image {row['ImageID']} has box {x1, x2, y1, y2}: fractions of the sides in order are needed")
     bbox = [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height]
-    group = int(row["IsGroupOf"] == "1")
+    group = _FLAGS.get(row["IsGroupOf"].strip().lower())
+    if group is None:
+        raise DataError(f"the boxes: image {row['ImageID']} has IsGroupOf {row['IsGroupOf']!r}: 0, 1 or -1 is needed")
     return {"bbox": bbox, "area": bbox[2] * bbox[3], "iscrowd": group, "is_group_of": group}
 
 
 def _number(text: str, source: object, image: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise DataError(f"{source}: image {image} has {text!r} where a number is needed") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{source}: image {image} has {text!r} where a number is needed")
+    return number
 
 
 def _sizes_in(path: Path) -> dict[str, tuple[int, int]]:
     """Image → (width, height) by a CSV."""
-    header, *rows = _lines(path, 3) or [[]]
-    if not {"ImageID", "Width", "Height"} <= set(header):
-        raise DataError(f"{path} needs the columns ImageID, Width and Height")
-    key, width, height = (header.index(name) for name in ("ImageID", "Width", "Height"))
     return {
-        row[key]: (int(_number(row[width], path, row[key])), int(_number(row[height], path, row[key]))) for row in rows
+        row["ImageID"]: (_pixels(row["Width"], path, row["ImageID"]), _pixels(row["Height"], path, row["ImageID"]))
+        for row in _table(path, SIZE_COLUMNS)
     }
+
+
+def _pixels(text: str, source: object, image: str) -> int:
+    pixels = int(_number(text, source, image))
+    if pixels < 1:
+        raise DataError(f"{source}: image {image} has {text!r} where a positive number of pixels is needed")
+    return pixels
 
 
 def _sizes_of(keys: Sequence[str], images: Path | None, split: str) -> dict[str, tuple[int, int]]:

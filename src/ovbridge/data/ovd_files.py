@@ -134,11 +134,11 @@ def write_caption_tags(
 def write_once(path: Path, payload: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write JSON aside and rename it; an equal file is left alone, a different one is never overwritten."""
     content = json.dumps(payload, separators=(",", ":")).encode()
-    if path.exists():
-        if path.read_bytes() == content:
-            return
-        raise DataError(f"{path} exists and differs from what would be written: remove it or choose another --out")
     try:
+        if path.exists():
+            if path.read_bytes() == content:
+                return
+            raise DataError(f"{path} exists and differs from what would be written: remove it or choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(path.name + ".part")
         with aside.open("wb") as file:

@@ -14,10 +14,11 @@ import numpy as np
 
 from ovbridge.data.annotation_check import load_annotations
 from ovbridge.data.caption_tags import make_tagger
-from ovbridge.data.coco_synonyms import COCO_SYNONYMS
+from ovbridge.data.coco_synonyms import lvis_synonyms
+from ovbridge.data.label_check import check_naming
 from ovbridge.data.ovd_files import write_once
 from ovbridge.data.splits import roles_of, vocabulary_of
-from ovbridge.errors import DataError
+from ovbridge.errors import ConfigError, DataError
 
 TRAIN_FILE, LABELS_FILE = "instances_train_strict.json", "image_labels_strict.json"
 FACTOR = 5.0
@@ -41,21 +42,14 @@ def write_strict(
         (first 20 names), "files"}.
 
     Raises:
-        DataError: A file is missing or broken, or no class is left.
+        ConfigError: `classes` or `seed` cannot be drawn with.
+        DataError: A file is missing or broken, no class is novel, or no class or image is left.
     """
-    boxes = load_annotations(annotations, federated=None)
-    vocabulary_of(boxes["categories"], str(annotations))
-    roles = dict(zip((c["id"] for c in boxes["categories"]), roles_of(boxes["categories"]), strict=True))
-    base = [{**c, "role": "base"} for c in boxes["categories"] if roles[c["id"]] == "base"]
-    novel = [c for c in boxes["categories"] if roles[c["id"]] == "novel"]
+    if seed < 0 or (classes is not None and classes < 1):
+        raise ConfigError("--classes must be at least 1 and --seed must not be negative")
+    boxes, base, novel = _boxes_of_base(annotations)
     base_ids = {c["id"] for c in base}
-    stray = next((a for a in boxes["annotations"] if a["category_id"] not in base_ids), None)
-    if stray is not None:
-        raise DataError(
-            f"{annotations}: annotation {stray['id']} is of category {stray['category_id']}, which is not base: "
-            "give the file that 'ovbridge prepare' wrote for training"
-        )
-    tagged = load_annotations(labels, boxes=False, federated=None)
+    tagged = _image_labels(labels)
     avoided = novel_names_in(tagged["categories"], novel)
     free = [c for c in tagged["categories"] if c["id"] not in avoided]
     if not free:
@@ -72,10 +66,12 @@ def write_strict(
     for record in tagged["images"]:
         kept = sorted({target[c] for c in record.get("pos_category_ids", ()) if c in target})
         if kept:
-            # Captions may name anything, so they do not travel on.
-            images.append({**{k: v for k, v in record.items() if k != "captions"}, "pos_category_ids": kept})
+            images.append({**_without_words(record), "pos_category_ids": kept})
+    if not images:
+        raise DataError(f"{labels}: no image is labelled with one of the {len(drawn)} drawn classes: draw more")
     files = [out / TRAIN_FILE, out / LABELS_FILE]
-    write_once(files[0], {**boxes, "categories": categories})
+    boxed = [_of_base(_without_words(record), base_ids) for record in boxes["images"]]
+    write_once(files[0], {**boxes, "images": boxed, "categories": categories})
     info = {"description": f"image labels of {len(drawn)} drawn classes, seed {seed}, no novel name among them"}
     write_once(files[1], {"info": info, "images": images, "annotations": [], "categories": categories})
     return {
@@ -90,13 +86,59 @@ def write_strict(
     }
 
 
+def _boxes_of_base(annotations: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """(the file, its base classes, its novel classes); raises DataError where another class has a box."""
+    boxes = load_annotations(annotations, federated=None)
+    check_naming(boxes, str(annotations))
+    vocabulary_of(boxes["categories"], str(annotations))
+    roles = dict(zip((c["id"] for c in boxes["categories"]), roles_of(boxes["categories"]), strict=True))
+    base = [{**c, "role": "base"} for c in boxes["categories"] if roles[c["id"]] == "base"]
+    novel = [c for c in boxes["categories"] if roles[c["id"]] == "novel"]
+    if not novel:
+        raise DataError(
+            f"{annotations}: no class is novel, so there is nothing to avoid: give the file that 'ovbridge prepare' "
+            "wrote for training"
+        )
+    base_ids = {c["id"] for c in base}
+    stray = next((a for a in boxes["annotations"] if a["category_id"] not in base_ids), None)
+    if stray is not None:
+        raise DataError(
+            f"{annotations}: annotation {stray['id']} is of category {stray['category_id']}, which is not base: "
+            "give the file that 'ovbridge prepare' wrote for training"
+        )
+    return boxes, base, novel
+
+
+def _image_labels(labels: Path) -> dict[str, Any]:
+    tagged = load_annotations(labels, boxes=False, federated=None)
+    if not any("pos_category_ids" in i for i in tagged["images"]):
+        raise DataError(
+            f"{labels}: no image carries pos_category_ids: give image labels, as 'ovbridge prepare imagenet-lvis "
+            "--words' writes them"
+        )
+    return tagged
+
+
 def novel_names_in(categories: Sequence[Mapping[str, Any]], novel: Sequence[Mapping[str, Any]]) -> set[int]:
     """Ids of the categories one of whose names holds a novel name or synonym of it, in singular or plural."""
     names = [str(c["name"]) for c in novel]
-    synonyms = {str(c["name"]): [*c.get("synonyms", ()), *COCO_SYNONYMS.get(str(c["name"]), ())] for c in novel}
+    synonyms = {str(c["name"]): [*c.get("synonyms", ()), *lvis_synonyms(str(c["name"]))] for c in novel}
     tag = make_tagger(names, synonyms, "words")
     return {
         int(c["id"]) for c in categories if tag([str(n).replace("_", " ") for n in (c["name"], *c.get("synonyms", ()))])
+    }
+
+
+def _without_words(record: Mapping[str, Any]) -> dict[str, Any]:
+    """An image without its labels and captions: captions may name anything, labels have other ids here."""
+    return {k: v for k, v in record.items() if k not in ("captions", "pos_category_ids")}
+
+
+def _of_base(record: Mapping[str, Any], base_ids: set[int]) -> dict[str, Any]:
+    """An image whose lists of what was looked for (LVIS) name base classes alone, as the file has no others."""
+    return {
+        k: [c for c in v if c in base_ids] if k in ("neg_category_ids", "not_exhaustive_category_ids") else v
+        for k, v in record.items()
     }
 
 

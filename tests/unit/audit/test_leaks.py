@@ -23,6 +23,7 @@ TARGET = [
     {"id": 4, "name": "couch", "role": "novel"},
     {"id": 5, "name": "hot dog", "role": "unused"},
     {"id": 6, "name": "dog", "role": "novel"},
+    {"id": 9, "name": "Airplane", "role": "novel"},
 ]
 BOXES = {
     "images": [{"id": 1, "file_name": "1.jpg", "width": 50, "height": 50}],
@@ -59,6 +60,11 @@ def _novel_box(**extra):
 
 def _synonym(s):
     s["boxes"]["categories"][0]["synonyms"] = ["mug", "Kite"]
+
+
+def _box_tag(s):
+    s["boxes"]["categories"] = TARGET
+    s["boxes"]["images"][0]["pos_category_ids"] = [1, 3]
 
 
 def _phrase(s):
@@ -116,6 +122,9 @@ PLANTED = {
     "boxes in capitals": (_class("KITE"), "class names"),
     "boxes with an underscore": (_class("stunt_kite"), "class names"),
     "novel name among a class's synonyms": (_synonym, "synonyms"),
+    "tag beside the boxes": (_box_tag, "tags"),
+    "boxes of a synonym, target in capitals": (_class("aeroplane"), "class names"),
+    "boxes in full-width letters": (_class("ＫＩＴＥ"), "class names"),
     "phrase of a box": (_phrase, "annotation text"),
     "captions beside the boxes": (_image(captions=["nothing", "a kite up high"]), "annotation text"),
     "tags beside the boxes": (_image(tags=["couch"]), "annotation text"),
@@ -284,8 +293,13 @@ def test_what_cannot_be_audited_is_said(world, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="nothing to audit"):
         audit(tmp_path / "empty")
+    (tmp_path / "empty" / "instances_val2017.json").write_text(json.dumps({"categories": TARGET}))
+    with pytest.raises(ConfigError, match="nothing to audit"):
+        audit(tmp_path / "empty")
     with pytest.raises(DataError, match="no class is novel"):
         NovelNames([{"id": 1, "name": "mug"}], "x.json")
+    with pytest.raises(DataError, match=r"x\.json: category 1 \(mug\) has role 'rare'"):
+        NovelNames([{"id": 1, "name": "mug", "role": "rare"}], "x.json")
 
 
 def test_doctor_leaks_prints_and_stores_the_verdict(world, capsys):
@@ -298,11 +312,38 @@ def test_doctor_leaks_prints_and_stores_the_verdict(world, capsys):
     with pytest.raises(SystemExit) as stop:
         doctor.run(["leaks", str(world / "pis"), "--strict"])
     assert stop.value.code == 1
-    assert "verdict: leak, 3 novel classes" in capsys.readouterr().out
+    assert "verdict: leak, 4 novel classes" in capsys.readouterr().out
 
 
-def test_a_run_that_does_not_say_its_boxes_is_never_clean(tmp_path):
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"steps": 10},
+        {"data": 5},
+        {"data": None},
+        {"data": {"annotations": 5}},
+        {"data": {"annotations": "x.json"}, "init": 5},
+    ],
+)
+def test_a_run_that_does_not_say_its_boxes_is_never_clean(config, tmp_path):
     record = tmp_path / "config.json"
-    record.write_text(json.dumps({"config": {"steps": 10}}))
-    with pytest.raises(ConfigError, match="cannot be audited"):
+    record.write_text(json.dumps({"config": config}))
+    with pytest.raises(ConfigError, match=r"config\.json .*cannot be audited"):
         run_sources(record)
+
+
+@pytest.mark.parametrize("first", [{"caption": "a kite"}, {"segmentation": [[1, 1, 9, 1, 9, 9]]}])
+def test_a_file_with_boxes_is_never_taken_for_labels(first, world):
+    boxes = world / "world" / "annotations" / "instances_train2017_base.json"
+    boxes.write_text(
+        json.dumps({**BOXES, "categories": TARGET, "annotations": [{"id": 1, "image_id": 1} | first, _box()]})
+    )
+    with pytest.raises(DataError, match="annotation 1 has"):
+        audit(boxes)
+
+
+@pytest.mark.parametrize("category", [5, {"name": "kite"}, {"id": "a", "name": "kite"}])
+def test_a_broken_target_is_named(category, world, tmp_path):
+    (tmp_path / "target.json").write_text(json.dumps({"categories": [category]}))
+    with pytest.raises(DataError, match=r"target\.json: category number 0"):
+        audit(world / "base", target=tmp_path / "target.json")

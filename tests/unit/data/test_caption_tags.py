@@ -38,6 +38,23 @@ def test_word_rule(caption, expected):
 
 
 @pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a 猫 sits", ["猫"]),
+        ("一只猫坐着，一匹斑马", ["猫", "斑马"]),
+        ("Кошка сидит", ["кошка"]),
+        ("BÄR", ["bär"]),
+        ("two ba\u0308rs", ["bär"]),
+        ("a b r sound", []),
+        ("Ｍouse™", ["mouse"]),
+    ],
+)
+def test_word_rule_in_any_script(caption, expected):
+    names = ["猫", "马", "斑马", "кошка", "bär", "mouse"]
+    assert [names[k] for k in make_tagger(names, {}, "words")([caption])] == expected
+
+
+@pytest.mark.parametrize(
     ("captions", "expected"),
     [
         (["A dog."], []),

@@ -45,6 +45,9 @@ def test_again_is_fine_and_foreign_files_stay(annotations, tmp_path):
     with pytest.raises(DataError, match="exists and differs"):
         ovd_files.write_coco_ovd(annotations, out)
     assert (out / ovd_files.VAL_FILE).read_text() == "mine"
+    (tmp_path / "x" / ovd_files.TRAIN_FILE).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"base\.json cannot be written \(Is a directory\)"):
+        ovd_files.write_coco_ovd(annotations, tmp_path / "x")
 
 
 def test_full_coco_with_other_counts_is_refused_unless_told(annotations, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from ovbridge.data import imagenet_files, lvis_files, objects365_files, openimag
 from ovbridge.data.coco import CocoDataset
 from ovbridge.data.image_labels import load_tagged_images
 from ovbridge.data.image_reading import read_image
-from ovbridge.errors import DataError
+from ovbridge.errors import DataError, OVBridgeError
 
 
 def _jpeg(width, height):
@@ -150,6 +150,12 @@ def test_imagenet_by_words_takes_every_synset(imagenet, tmp_path):
     assert tagged.vocabulary.names == ("animal", "air conditioner", "airplane")
 
 
+def test_imagenet_words_without_a_name_are_refused(imagenet, tmp_path):
+    (tmp_path / "words.txt").write_text("n02691156\t,\n")
+    with pytest.raises(DataError, match=r"words\.txt: line 'n02691156.*,' is not"):
+        imagenet_files.write_imagenet_labels(imagenet, tmp_path / "out", words=tmp_path / "words.txt")
+
+
 # OpenImages
 
 TREE = {
@@ -221,6 +227,40 @@ def test_openimages_sizes_by_table_and_faults(challenge, tmp_path):
         openimages_files.write_openimages(challenge, tmp_path / "x", image_sizes=table)
 
 
+BOXES_HEAD = "ImageID,Source,LabelName,XMin,XMax,YMin,YMax,IsInside,IsGroupOf"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("sizes.csv", "ImageID,Width,Height\naa11,0,40\n", "image aa11 has '0' where a positive number"),
+        ("sizes.csv", "ImageID,Width,Height\naa11,inf,40\n", "image aa11 has 'inf' where a number"),
+        ("sizes.csv", "ImageID,Width,License,Height\naa11,9,x\n", "line 2 has 3 columns, the first line 4"),
+        ("*-bbox.csv", f"{BOXES_HEAD}\naa11,x,/m/owl,0,1,0,1,0\n", "line 2 has 8 columns, the first line 9"),
+        ("*-bbox.csv", f"{BOXES_HEAD}\naa11,x,/m/owl,0,1,0,1,0,yes\n", "image aa11 has IsGroupOf 'yes'"),
+        ("*-imagelabels.csv", "ImageID,LabelName,Confidence\naa11,/m/owl,nan\n", "image aa11 has 'nan'"),
+        (openimages_files.CLASSES_FILE, "/m/owl,Owl\n/m/owl,Eagle\n", "lists the label /m/owl twice"),
+        (openimages_files.HIERARCHY_FILE, '{"LabelName": "/m/owl", "Subcategory": null}', "lists in Subcategory"),
+        (openimages_files.HIERARCHY_FILE, '{"LabelName": ["/m/owl"]}', "objects with LabelName"),
+    ],
+)
+def test_openimages_faults_are_named_before_anything_is_written(file, content, message, challenge, tmp_path):
+    table = challenge / "sizes.csv"
+    table.write_text("ImageID,Width,Height\naa11,100,40\nbb22,10,10\ncc33,10,10\n")
+    next(challenge.glob(file)).write_text(content)
+    with pytest.raises(DataError, match=message):
+        openimages_files.write_openimages(challenge, tmp_path / "out", image_sizes=table)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("flag", "groups"), [("1", 1), ("1.0", 1), ("True", 1), ("-1", 0), ("0.0", 0)])
+def test_openimages_group_flags_and_byte_order_mark(flag, groups, challenge, tmp_path):
+    boxes = challenge / "challenge-2019-validation-detection-bbox.csv"
+    boxes.write_text(f"{BOXES_HEAD}\nbb22,x,/m/toy,0,1,0,1,0,{flag}\n", encoding="utf-8-sig")
+    counts = openimages_files.write_openimages(challenge, tmp_path / "out", images=tmp_path / "images")
+    assert counts["group_boxes"] == groups
+
+
 # Objects365
 
 
@@ -246,11 +286,17 @@ def test_objects365_names_and_paths(shared_data, tmp_path):
     }
     source = tmp_path / "zhiyuan_objv2_val.json"
     source.write_text(json.dumps(content))
+    del content["images"][1]["file_name"]
+    content["images"][1]["coco_url"] = "http://x.org/v2/patch16/objects365_v2_00908726.jpg"
+    source.write_text(json.dumps(content))
     counts = objects365_files.write_objects365(source, names, tmp_path / "out")
     assert (counts["renamed"], counts["images"], counts["known_counts"]) == (2, 2, "sample")
     dataset = CocoDataset.load(tmp_path / "out" / "zhiyuan_objv2_val_names_fixed.json")
     assert dataset.vocabulary.names == ("Person", "Monitor/TV", "Basket")
-    assert dataset.images[0].file_name == "patch8/objects365_v1_00420917.jpg"
+    assert [i.file_name for i in dataset.images] == [
+        "patch8/objects365_v1_00420917.jpg",
+        "patch16/objects365_v2_00908726.jpg",
+    ]
     images = tmp_path / "val"
     (images / "patch8").mkdir(parents=True)
     (images / "patch8" / "objects365_v1_00420917.jpg").write_bytes(_jpeg(9, 9))
@@ -293,3 +339,44 @@ def test_strict_draws_around_the_novel_names(payload, write_json, tmp_path):
     payload["annotations"].append({"id": 99, "image_id": 7, "category_id": 55, "bbox": [1, 1, 2, 2]})
     with pytest.raises(DataError, match="annotation 99 is of category 55, which is not base"):
         strict_files.write_strict(write_json(payload), source, tmp_path / "x")
+
+
+STRICT_LABELS = {
+    "images": [{"id": 1, "file_name": "1.jpg", "width": 5, "height": 5, "pos_category_ids": [1]}],
+    "annotations": [],
+    "categories": [{"id": 1, "name": "tree"}, {"id": 2, "name": "rose"}, {"id": 3, "name": "Ｋite"}],
+}
+
+
+def test_strict_boxes_keep_no_word_of_another_class(payload, write_json, tmp_path):
+    payload["annotations"] = payload["annotations"][:1]
+    words = {"captions": ["a kite"], "pos_category_ids": [55], "neg_category_ids": [55, 3]}
+    payload["images"][0] |= words
+    counts = strict_files.write_strict(write_json(payload), write_json(STRICT_LABELS, "labels.json"), tmp_path / "out")
+    assert counts["avoided"] == ["Ｋite"]
+    kept = json.loads((tmp_path / "out" / strict_files.TRAIN_FILE).read_text())["images"][0]
+    assert words.keys() & kept.keys() == {"neg_category_ids"}
+    assert kept["neg_category_ids"] == [3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "roles", "options", "message"),
+    [
+        ({}, True, {"classes": 0}, "--classes must be at least 1"),
+        ({}, True, {"classes": -1}, "--classes must be at least 1"),
+        ({}, True, {"seed": -1}, "--seed must not be negative"),
+        ({}, False, {}, "no class is novel, so there is nothing to avoid"),
+        ({"images": [{k: v for k, v in STRICT_LABELS["images"][0].items() if k != "pos_category_ids"}]}, True, {},
+         "no image carries pos_category_ids"),
+        ({"categories": STRICT_LABELS["categories"][1:]}, True, {}, "image 1 has label 1"),
+        ({"images": [{**STRICT_LABELS["images"][0], "pos_category_ids": [3]}]}, True, {}, "no image is labelled with"),
+    ],
+)  # fmt: skip
+def test_strict_refuses_what_would_leave_no_strict_set(labels, roles, options, message, payload, write_json, tmp_path):
+    payload["annotations"] = payload["annotations"][:1]
+    for category in () if roles else payload["categories"]:
+        del category["role"]
+    source = write_json({**STRICT_LABELS, **labels}, "labels.json")
+    with pytest.raises(OVBridgeError, match=message):
+        strict_files.write_strict(write_json(payload), source, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
