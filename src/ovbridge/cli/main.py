@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,9 @@ EXIT_BROKEN_PIPE = 141
 def main() -> None:
     """Entry point of the `ovbridge` program."""
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal without Unicode shows a class name as its code points, as standard error does.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
