@@ -34,7 +34,7 @@ def roles_of(categories: Sequence[dict[str, Any]]) -> tuple[Role, ...]:
 def _role_given(category: dict[str, Any]) -> Role:
     if "role" not in category:
         raise DataError(
-            f"category {category['id']} ({category['name']}) has no role, others have one: give it base, novel or unused"
+            f"category {category['id']} ({category['name']}) has no role, others have: give it base, novel or unused"
         )
     if category["role"] not in get_args(Role):
         raise DataError(

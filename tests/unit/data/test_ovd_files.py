@@ -39,7 +39,7 @@ def test_val_is_optional_and_train_is_not(annotations, tmp_path):
 
 def test_a_file_in_which_nothing_is_novel_is_refused(annotations, payload, tmp_path, write_json):
     write_json({**payload, "categories": [{"id": c["id"], "name": c["name"]} for c in payload["categories"]]})
-    with pytest.raises(DataError, match="instances_train2017.json: no category is novel.*'role'"):
+    with pytest.raises(DataError, match=r"instances_train2017\.json: no category is novel.*'role'"):
         ovd_files.write_coco_ovd(annotations, tmp_path / "ovd")
     assert not (tmp_path / "ovd").exists()
 

@@ -37,7 +37,7 @@ def test_other_names_are_all_base(names):
 
 
 def test_roles_in_some_categories_only_are_refused():
-    with pytest.raises(DataError, match="category 2 \\(dog\\) has no role, others have one"):
+    with pytest.raises(DataError, match="category 2 \\(dog\\) has no role, others have"):
         roles_of([{"id": 1, "name": "cat", "role": "novel"}, {"id": 2, "name": "dog"}])
 
 
