@@ -20,7 +20,8 @@ def test_a_path_with_brackets_can_be_named_in_a_note(tmp_path, capsys):
     path = tmp_path / "[v]" / "boxes.json"
     path.parent.mkdir()
     path.write_text(
-        '{"images": [{"id": 1, "file_name": "a.jpg", "width": 9, "height": 9}], "categories": [{"id": 1, "name": "mug"}],'
+        '{"images": [{"id": 1, "file_name": "a.jpg", "width": 9, "height": 9}],'
+        '"categories": [{"id": 1, "name": "mug"}],'
         '"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 0, 2]}]}'
     )
     CocoDataset.load(path)
