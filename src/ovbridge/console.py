@@ -24,8 +24,9 @@ from rich.text import Text
 
 T = TypeVar("T")
 
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+# Most of what is printed are the user's own names and paths, in which brackets and colons are no markup.
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
+stdout = Console(highlight=False, markup=False, emoji=False)
 
 PLAIN_INTERVAL_SECONDS = 15.0
 """Without a terminal (CI, a log file) one line is printed this often instead of a moving bar."""
@@ -43,14 +44,14 @@ class RateColumn(ProgressColumn):
 def progress_bar() -> Progress:
     """A bar with count, rate, time spent and time left."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         RateColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
         console=stderr,
         disable=not stderr.is_terminal,
     )

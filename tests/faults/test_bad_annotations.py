@@ -78,6 +78,11 @@ BROKEN = [
     ("infinity", _change(BOX, [1, 2, math.inf, 4]), "annotation 202 has bbox [1, 2, inf, 4]"),
     ("negative width", _change(BOX, [20, 5, -10, 10]), "annotation 202 has bbox [20, 5, -10, 10]"),
     ("wholly outside", _change(BOX, [40, 5, 10, 10]), "annotation 202 has bbox [40, 5, 10, 10], wholly outside"),
+    ("huge number", _change(BOX, [1, 2, 10**400, 4]), "annotation 202 has bbox [1, 2, 1000"),
+    ("crowd is text", _change(("annotations", 1, "iscrowd"), "0"), "annotation 202 has iscrowd '0': 0 or 1"),
+    ("group is text", _change(("annotations", 1, "is_group_of"), "0"), "annotation 202 has is_group_of '0': 0 or 1"),
+    ("negative id", _change(("annotations", 1, "id"), -1), "annotation number 1 has no 'id' that is a whole number"),
+    ("half a pixel", _change(("images", 1, "width"), 40.5), "image 22 has width 40.5: a positive whole number"),
     ("area is NaN", _change(("annotations", 1, "area"), math.nan), "annotation 202 has area nan"),
     ("LVIS given as COCO", _change(("images", 1, "neg_category_ids"), [3]), "image 22 carries neg_category_ids"),
     (
@@ -123,9 +128,59 @@ def test_broken_annotations_are_named_before_training_and_scoring(write, payload
         assert any(named in fault for fault in inspect_annotations(path).faults)
 
 
-@pytest.mark.parametrize("content", ["", "{", "\x00\x01", "[1, 2"])
+def test_every_fault_of_an_annotation_is_named():
+    broken = _change(("annotations", 1), {"id": 202, "image_id": 33, "category_id": 4, "bbox": [], "iscrowd": "x"})
+    assert [fault.split()[2] for fault in faults(broken)] == ["belongs", "has", "has", "has"]
+
+
+@pytest.mark.parametrize(
+    ("image", "named"),
+    [
+        ({"neg_category_ids": []}, "image 22 has no not_exhaustive_category_ids, other images have"),
+        ({"not_exhaustive_category_ids": []}, "image 22 has no neg_category_ids, other images have"),
+        (
+            {"neg_category_ids": None, "not_exhaustive_category_ids": []},
+            "image 22 has neg_category_ids that is no list",
+        ),
+        (
+            {"neg_category_ids": ["3"], "not_exhaustive_category_ids": []},
+            "image 22 has neg_category_ids that is no list",
+        ),
+    ],
+)
+def test_an_lvis_file_says_of_every_image_what_was_looked_for(write, image, named):
+    payload = copy.deepcopy(GOOD)
+    payload["images"][0] |= {"neg_category_ids": [], "not_exhaustive_category_ids": [90]}
+    payload["images"][1] |= image
+    payload["categories"] = [{**c, "frequency": "f"} for c in payload["categories"]]
+    path = write(payload)
+    for use in (lambda: CocoDataset.load(path, federated=None), lambda: evaluate(path, [], "lvis")):
+        with pytest.raises(DataError, match=named):
+            use()
+    assert any(named in fault for fault in inspect_annotations(path).faults)
+
+
+@pytest.mark.parametrize(
+    ("payload", "noted"),
+    [
+        (_change(("annotations", 1, "segmentation"), [[1, 2]]), "1 annotations have no usable mask"),
+        (_change(("annotations", 1, "segmentation"), {"size": [40, 30], "counts": [1200]}), "no usable mask"),
+        (_change(("categories", 1, "name"), "Mug "), "categories 'mug' and 'Mug ' differ in case or spaces alone"),
+        (
+            _change(("images",), [{**i, "neg_category_ids": [3, 44]} for i in GOOD["images"]]),
+            "1 category ids that have no category (ids 44)",
+        ),
+    ],
+)
+def test_what_only_some_uses_stumble_over_is_noted(write, payload, noted):
+    found = inspect_annotations(write(payload))
+    assert found.faults == []
+    assert any(noted in note for note in found.notes)
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00\x01", "[1, 2", "[" * 100_000])
 def test_what_is_not_json(write, content):
-    with pytest.raises(DataError, match=r"broken\.json is not JSON"):
+    with pytest.raises(DataError, match=r"broken\.json is (not JSON|nested too deeply)"):
         CocoDataset.load(write(content))
 
 
@@ -164,6 +219,8 @@ RESULT = {"image_id": 11, "category_id": 3, "bbox": [1, 2, 10, 20], "score": 0.5
         ({"image_id": 12}, "detection number 1 is of image 12"),
         ({"category_id": 1}, "detection number 1 has category 1"),
         ({"score": math.nan}, "detection number 1 (image 11) has score nan"),
+        ({"score": 10**400}, "detection number 1 (image 11) has score 1000"),
+        ({"image_id": True}, "detection number 1 has image_id True"),
         ({"score": None}, "detection number 1 (image 11) has score None"),
         ({"bbox": [1, 2, 3]}, "detection number 1 (image 11) has bbox [1, 2, 3]"),
         ({"bbox": [1, 2, math.inf, 3]}, "detection number 1 (image 11) has bbox"),
@@ -192,7 +249,7 @@ def test_results_are_not_written_over_something_else(tmp_path):
     require_free(path, record)
     write_results(path, record)
     require_free(path, record)
-    for other in ({**record, "checkpoint": "b"}, {**record, "protocol": "ov-coco"}):
+    for other in ({**record, "checkpoint": "b"}, {**record, "protocol": "ov-coco"}, {**record, "predictions": "b"}):
         with pytest.raises(DataError, match="exists and holds something else"):
             require_free(path, other)
     path.write_text("notes")
@@ -238,3 +295,45 @@ def test_doctor_names_missing_broken_and_misfit_images(tmp_path, photo):
     faults_of_images = inspect_images([photo, folder / "a.jpg"]).faults
     assert len(faults_of_images) == 1
     assert "photo.jpg" in faults_of_images[0]
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    """GOOD with its two photographs."""
+    for folder in ("annotations", "train2017"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(GOOD))
+    for name in ("a.jpg", "b.jpg"):
+        Image.effect_noise((40, 30), 50).convert("RGB").save(tmp_path / "train2017" / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", ["train2017", "images/train2017", "images"])
+def test_doctor_finds_the_images(data_set, place):
+    (data_set / "train").mkdir()
+    (data_set / "train2017").rename(data_set / "aside")
+    (data_set / place).parent.mkdir(exist_ok=True)
+    (data_set / "aside").rename(data_set / place)
+    found = inspect_dataset(data_set)
+    assert (found.faults, found.notes) == ([], [])
+    (data_set / place / "b.jpg").unlink()
+    assert len(inspect_dataset(data_set).faults) == 1
+
+
+def test_doctor_says_that_it_looked_at_no_image(data_set):
+    (data_set / "train2017").rename(data_set / "photographs")
+    found = inspect_dataset(data_set)
+    assert found.faults == []
+    assert "instances_train2017.json: no folder has a part of its name" in found.notes[0]
+
+
+def test_doctor_decodes_the_images_of_a_data_set(data_set):
+    captions = {"images": GOOD["images"], "annotations": [{"id": 1, "image_id": 22, "caption": "a kite"}]}
+    (data_set / "annotations" / "captions_train2017.json").write_text(json.dumps(captions))
+    Image.new("RGB", (30, 40)).save(data_set / "train2017" / "a.jpg")
+    cut = data_set / "train2017" / "b.jpg"
+    cut.write_bytes(cut.read_bytes()[:-300])
+    found = inspect_dataset(data_set).faults
+    assert len(found) == 2, "an image of two files is named once"
+    assert "a.jpg is 30x40, its annotation file says 40x30" in found[0]
+    assert "b.jpg is damaged" in found[1]

@@ -58,7 +58,7 @@ def evaluate(
         iou_type: Compare boxes or masks; by default masks for LVIS where the detections have them.
         strict: No mean over classes of which one has no ground truth, as the official evaluator has it.
         batch: With --checkpoint: images detected in one pass.
-        save_predictions: With --checkpoint: file for the detections (COCO results).
+        save_predictions: With --checkpoint: file for the detections (COCO results), which must not be there yet.
         fuse: With --checkpoint: what else goes into the scores, such as distilled_head=0.5 objectness_novel=0.3
             clip_novel=0.35 templates="a photo of a {},a drawing of a {}".
         audit: With --checkpoint: look for novel names in what it was trained on; the verdict goes into the results.
@@ -74,11 +74,14 @@ def evaluate(
         raise ConfigError("give either --predictions FILE or --checkpoint FILE with --images DIR")
     if fuse and checkpoint is None:
         raise ConfigError("--fuse changes how a detector scores: it goes with --checkpoint")
-    identity = {"protocol": protocol[0], "dataset": annotations.stem, "checkpoint": checkpoint}
-    if out is not None:
-        require_free(out, identity)
-    started = time.monotonic()
     about: dict[str, Any] = {"checkpoint": checkpoint, "stage": None, "seed": None}
+    if predictions is not None:
+        about |= {"predictions": str(predictions)} | _unaudited(protocol)
+    if out is not None:
+        require_free(out, {"protocol": protocol[0], "dataset": annotations.stem, **about})
+    if save_predictions is not None:
+        _require_new(save_predictions, checkpoint, out)
+    started = time.monotonic()
     results: Any = predictions
     limits: dict[str, Any] = {}
     if checkpoint is not None:
@@ -103,6 +106,23 @@ def evaluate(
     else:
         for one in records:
             _print_table(one, out if one is records[-1] else None)
+    _print_notes(records, annotations)
+
+
+def _require_new(save_predictions: Path, checkpoint: str | None, out: Path | None) -> None:
+    """Raise ConfigError where detections could not be kept, before any is made."""
+    if checkpoint is None:
+        raise ConfigError("--save-predictions keeps what a detector finds: it goes with --checkpoint")
+    if save_predictions.exists():
+        raise ConfigError(f"{save_predictions} exists: choose another --save-predictions or remove it")
+    if out is not None and save_predictions.resolve() == out.resolve():
+        raise ConfigError(f"--save-predictions and --out are both {out}: give two files")
+
+
+def _unaudited(protocol: Sequence[str]) -> dict[str, Any]:
+    """What the strict protocol has to say of detections whose training nobody can look into."""
+    why = "detections do not tell what their detector was trained on: give its --checkpoint, or see 'doctor leaks'"
+    return {"leaks": {"verdict": "not audited", "why": why}} if "strict" in protocol else {}
 
 
 def _audited(checkpoint: str, annotations: Path, protocol: Sequence[str]) -> dict[str, Any]:
@@ -181,6 +201,22 @@ def _detect(
 
     results = predict(detect, dataset, images, batch)
     return results, about, limits if len(limits) > 1 else {}
+
+
+def _print_notes(records: Sequence[dict[str, Any]], annotations: Path) -> None:
+    """What the numbers do not say by themselves."""
+    from ovbridge.console import stderr
+
+    for record in records:
+        name, leaks = record["protocol"], record.get("leaks", {})
+        if name == "strict" and leaks.get("verdict") == "not audited":
+            stderr.print(f"note: protocol strict is not checked: {leaks['why']}", soft_wrap=True)
+        if "novel" in record["ap50"] and not any(c["role"] == "novel" for c in record["per_class"].values()):
+            stderr.print(
+                f"note: {annotations}: no class is novel, so {name} has no novel mean: give every category a 'role', "
+                "or take protocol coco",
+                soft_wrap=True,
+            )
 
 
 def _print_table(record: dict[str, Any], out: Path | None) -> None:

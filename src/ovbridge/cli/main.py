@@ -45,10 +45,9 @@ EXIT_BROKEN_PIPE = 141
 def main() -> None:
     """Entry point of the `ovbridge` program."""
     keep_freed_memory()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A name that the terminal's encoding lacks is written as an escape, and is no reason to fail.
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal without Unicode shows a class name as its code points, as standard error does.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 

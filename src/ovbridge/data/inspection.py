@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ovbridge.console import track
-from ovbridge.data.annotation_check import faults, federated_image, image_file_name, notes, read_json
+from ovbridge.data.annotation_check import (
+    faults,
+    federated_faults,
+    federated_image,
+    image_file_name,
+    notes,
+    read_json,
+)
 from ovbridge.data.image_labels import load_tagged_images
-from ovbridge.data.image_reading import image_hw, read_image
+from ovbridge.data.image_reading import read_image
 from ovbridge.data.label_check import carries_labels
 from ovbridge.data.splits import vocabulary_of
 from ovbridge.errors import DataError
@@ -66,24 +74,41 @@ def inspect_images(paths: Sequence[Path]) -> Inspection:
 
 
 def inspect_dataset(root: Path) -> Inspection:
-    """Check every annotation file of a COCO-like folder, and that its images are there with the size it says.
+    """Check every annotation file of a COCO-like folder, and decode its images, which must have the size it says.
 
-    The images of annotations/instances_train2017*.json are looked for in train2017, and so on.
+    The images of annotations/instances_train2017*.json are looked for in train2017 or images/train2017, and so on.
     """
     found = Inspection(kind="data set")
+    looked_at: dict[tuple[Path, int, int], str | None] = {}
     for path in sorted((root / "annotations").glob("*.json")):
         part = inspect_annotations(path)
         found.facts[path.name] = part.facts
         found.faults += [f if str(path) in f else f"{path.name}: {f}" for f in part.faults]
         found.notes += [f"{path.name}: {n}" for n in part.notes]
-        folder = next((f for f in sorted(root.iterdir()) if f.is_dir() and f"_{f.name}" in path.stem), None)
-        if folder is not None and not part.faults:
-            found.faults += _image_file_faults(path, folder)
+        folder = _image_folder(root, path.stem)
+        if folder is None:
+            found.notes.append(
+                f"{path.name}: no folder has a part of its name, such as train2017: no image was looked at"
+            )
+        elif not part.faults:
+            found.faults += _image_file_faults(path, folder, looked_at)
     return found
+
+
+def _image_folder(root: Path, stem: str) -> Path | None:
+    """The folder whose name is a part of an annotation file's, the longest if there are several; else `images`."""
+    inside = root / "images"
+    folders = [f for place in (root, inside) if place.is_dir() for f in sorted(place.iterdir()) if f.is_dir()]
+    named = [f for f in folders if re.search(rf"(^|_){re.escape(f.name)}(_|$)", stem) and f.name != "annotations"]
+    if named:
+        return max(named, key=lambda f: len(f.name))
+    return inside if inside in folders and not any(f.parent == inside for f in folders) else None
 
 
 def _inspect_boxes(path: Path, payload: Any) -> Inspection:
     found = Inspection(kind="annotations", faults=[f"{path}: {fault}" for fault in faults(payload)])
+    if not found.faults:
+        found.faults = [f"{path}: {fault}" for fault in federated_faults(payload)]
     if found.faults:
         return found
     try:
@@ -124,17 +149,18 @@ def _inspect_labels(path: Path, payload: Any) -> Inspection:
     return found
 
 
-def _image_file_faults(annotations: Path, folder: Path) -> list[str]:
-    found: list[str] = []
-    for record in read_json(annotations)["images"]:
+def _image_file_faults(
+    annotations: Path, folder: Path, looked_at: dict[tuple[Path, int, int], str | None]
+) -> Iterator[str]:
+    """What is wrong with each image; `looked_at` keeps it, as several files may tell of one image."""
+    records = read_json(annotations)["images"]
+    for record in track(records, f"decode {folder.name}", len(records)):
         image = folder / str(image_file_name(record))
-        expected = (record["height"], record["width"])
-        try:
-            # A turned image also fits with its sides swapped, see `read_image`.
-            if expected not in (actual := image_hw(image), actual[::-1]):
-                found.append(
-                    f"image {image} is {actual[1]}x{actual[0]}, {annotations.name} says {expected[1]}x{expected[0]}"
-                )
-        except DataError as error:
-            found.append(str(error))
-    return found
+        seen = (image, record["height"], record["width"])
+        if seen not in looked_at:
+            try:
+                read_image(image, expected_hw=seen[1:])
+                looked_at[seen] = None
+            except DataError as error:
+                looked_at[seen] = str(error)
+                yield str(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ovbridge.data.numbers import is_id
 from ovbridge.errors import DataError
 
 
@@ -48,14 +49,14 @@ def naming_faults(payload: Mapping[str, Any]) -> Iterator[str]:
     if labelled and not payload.get("categories"):
         yield "images carry pos_category_ids but there are no 'categories' to look them up in"
         return
-    known = {c["id"] for c in _records(payload, "categories") if _is_id(c.get("id"))}
+    known = {c["id"] for c in _records(payload, "categories") if is_id(c.get("id"))}
     for image in labelled:
         labels = image["pos_category_ids"]
         if not isinstance(labels, list):
             yield f"image {image.get('id')} has pos_category_ids {_short(labels)}: a list of category ids is needed"
             continue
         for label in labels:
-            if not _is_id(label) or label not in known:
+            if not is_id(label) or label not in known:
                 yield f"image {image.get('id')} has label {_short(label)}, which is not in 'categories'"
                 break
 
@@ -64,7 +65,7 @@ def _caption_faults(annotation: Mapping[str, Any]) -> Iterator[str]:
     caption, image_id = annotation["caption"], annotation.get("image_id")
     if not isinstance(caption, str):
         yield f"annotation {annotation.get('id')} has caption {_short(caption)}: a text is needed"
-    if not _is_id(image_id):
+    if not is_id(image_id):
         yield f"annotation {annotation.get('id')} has image_id {_short(image_id)}: an integer is needed"
 
 
@@ -72,10 +73,6 @@ def _records(payload: Any, key: str) -> Iterator[dict[str, Any]]:
     """The objects in one of the lists of a file that may not have it."""
     records = payload.get(key) if isinstance(payload, dict) else None
     return (r for r in records if isinstance(r, dict)) if isinstance(records, list) else iter(())
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _are_texts(value: Any) -> bool:

@@ -5,12 +5,12 @@ Legend: N instances, H x W pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ovbridge.data.numbers import is_finite, is_id
 from ovbridge.errors import DataError
 
 Segmentation = list[list[float]] | dict[str, Any]
@@ -26,7 +26,7 @@ def segmentation_fault(segmentation: Any, height: int | None = None, width: int 
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return "a polygon with fewer than three points"
-        if not all(_is_number(value) for value in polygon):
+        if not all(map(is_finite, polygon)):
             return "a polygon with something else than finite numbers"
     return None
 
@@ -35,13 +35,13 @@ def _rle_fault(rle: dict[str, Any], height: int | None, width: int | None) -> st
     if not {"size", "counts"} <= set(rle):
         return "RLE without 'size' and 'counts'"
     size, counts = rle["size"], rle["counts"]
-    if not isinstance(size, list | tuple) or len(size) != 2 or not all(isinstance(v, int) and v > 0 for v in size):
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(is_id(v) and v > 0 for v in size):
         return f"RLE of size {size!r}: [height, width] is needed"
     if height is not None and list(size) != [height, width]:
         return f"RLE of {size[1]}x{size[0]} pixels on an image of {width}x{height}"
     pixels = size[0] * size[1]
     if isinstance(counts, list):
-        if not all(isinstance(v, int) and v >= 0 for v in counts) or sum(counts) != pixels:
+        if not all(map(is_id, counts)) or sum(counts) != pixels:
             return f"RLE whose counts are not whole numbers that sum to its {pixels} pixels"
         return None
     runs = _runs(counts)
@@ -73,10 +73,6 @@ def _runs(text: Any) -> list[int] | None:
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
     return None if shift else runs
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def write_coco_ovd(annotations_dir: Path, out: Path, *, allow_count_mismatch: bo
         "known_counts": "match" | "mismatch" | "not full COCO"}.
 
     Raises:
-        DataError: A file is missing or broken, or the counts differ from the known ones.
+        DataError: A file is missing or broken, no class is novel, or the counts differ from the known ones.
     """
     train_source, val_source = (annotations_dir / f"instances_{s}2017.json" for s in ("train", "val"))
     counts: dict[str, Any] = {}
@@ -57,6 +57,11 @@ def write_coco_ovd(annotations_dir: Path, out: Path, *, allow_count_mismatch: bo
             continue
         payload = load_annotations(source)
         kept = keep_roles(payload, kept_roles, str(source))
+        if not any(c["role"] == "novel" for c in kept["categories"]):
+            raise DataError(
+                f"{source}: no category is novel, so no box would be held out (names that are not all COCO's are base "
+                "unless told otherwise): give every category a 'role', base, novel or unused"
+            )
         counts[split] = _counts(payload, kept)
         known = _known_match(split, len(payload["images"]), counts[split])
         if known is not None:

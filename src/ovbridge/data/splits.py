@@ -15,15 +15,19 @@ _FREQUENCY_ROLE: dict[str, Role] = {"f": "base", "c": "base", "r": "novel"}
 def roles_of(categories: Sequence[dict[str, Any]]) -> tuple[Role, ...]:
     """What each category is to the open-vocabulary protocol, in the order given.
 
-    A `role` key in every category wins. Next come LVIS frequencies (rare is novel), then the names of
-    OV-COCO, where all names are COCO's and the 17 novel ones are among them. Else every class is base.
+    `role` keys win. Next come LVIS frequencies (rare is novel), then the roles of OV-COCO, where all names are COCO's
+    and either its 17 novel ones are all there or the ids are COCO's too (a part of it; a file of one's own that happens
+    to have cats is no part of COCO). Else every class is base. Raises DataError where only some categories have a role.
     """
-    if categories and all("role" in c for c in categories):
+    if any("role" in c for c in categories):
         return tuple(_role_given(c) for c in categories)
-    if categories and all(c.get("frequency") in _FREQUENCY_ROLE for c in categories):
-        return tuple(_FREQUENCY_ROLE[c["frequency"]] for c in categories)
+    frequencies = [str(c.get("frequency")) for c in categories]
+    if categories and all(f in _FREQUENCY_ROLE for f in frequencies):
+        return tuple(_FREQUENCY_ROLE[f] for f in frequencies)
     names = {c["name"] for c in categories}
-    if names <= set(COCO_OVD.names) and names >= set(COCO_OVD.names_of("novel")):
+    coco_id = dict(zip(COCO_OVD.names, COCO_OVD.category_ids, strict=True))
+    is_part = all(coco_id.get(c["name"]) == c["id"] for c in categories)
+    if names <= set(COCO_OVD.names) and (is_part or names >= set(COCO_OVD.names_of("novel"))):
         role = dict(zip(COCO_OVD.names, COCO_OVD.roles, strict=True))
         return tuple(role[c["name"]] for c in categories)
     base: Role = "base"
@@ -31,6 +35,10 @@ def roles_of(categories: Sequence[dict[str, Any]]) -> tuple[Role, ...]:
 
 
 def _role_given(category: dict[str, Any]) -> Role:
+    if "role" not in category:
+        raise DataError(
+            f"category {category['id']} ({category['name']}) has no role, others have: give it base, novel or unused"
+        )
     if category["role"] not in get_args(Role):
         raise DataError(
             f"category {category['id']} ({category['name']}) has role {category['role']!r}: use base, novel or unused"

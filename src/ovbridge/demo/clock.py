@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.text import Text
+
 from ovbridge.console import stderr
 
 
@@ -30,7 +32,7 @@ class StepClock:
     def step(self, name: str) -> Iterator[None]:
         """Time what happens inside, also where it is cut short."""
         before = self._steps.get(name, {"seconds": 0.0, "done": False})
-        stderr.print(f"[bold]{name}[/bold]" + (" (done before)" if before["done"] else ""), highlight=False)
+        stderr.print(Text.assemble((name, "bold"), " (done before)" if before["done"] else ""))
         began = time.perf_counter()
         done = False
         try:

@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from ovbridge.data.annotation_check import FEDERATED_KEYS
+
 IouType = Literal["bbox", "segm"]
 
 Results = Sequence[dict[str, Any]] | np.ndarray
@@ -87,9 +89,9 @@ def class_precision(
     import hotcoco
 
     kept = best_per_image(results, max_detections) if federated and max_detections is not None else results
-    truth = hotcoco.COCO(_filled_in(ground_truth))
-    given = kept if isinstance(kept, np.ndarray) else list(kept)
-    evaluator = hotcoco.COCOeval(truth, truth.load_res(given), iou_type, lvis_style=federated)
+    truth = hotcoco.COCO(_ground_truth_read(ground_truth, iou_type))
+    found = truth.load_res(_results_read(kept, iou_type))
+    evaluator = hotcoco.COCOeval(truth, found, iou_type, lvis_style=federated)
     if max_detections is None:
         # No group of detections is longer than all of them together.
         evaluator.params.max_dets = [len(kept) + 1] if federated else [1, 10, len(kept) + 11]
@@ -147,11 +149,36 @@ def _best_of_each(results: _R, key: str, column: int, limit: int) -> _R:
     ]
 
 
-def _filled_in(ground_truth: dict[str, Any]) -> dict[str, Any]:
-    """The keys that the evaluator reads, with `area` and `iscrowd` where a user's file lacks them."""
-    annotations = [{"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a} for a in ground_truth["annotations"]]
-    return {
-        "images": ground_truth["images"],
-        "categories": ground_truth["categories"],
-        "annotations": annotations,
-    }
+def _ground_truth_read(ground_truth: dict[str, Any], iou_type: IouType) -> dict[str, Any]:
+    """Only what the evaluator reads, which refuses other keys of another type than COCO's own files have.
+
+    `area` and `iscrowd` are filled in where a user's file lacks them.
+    """
+    annotations = [
+        {
+            **{key: a[key] for key in ("id", "image_id", "category_id", "bbox")},
+            "area": float(a["area"] if "area" in a else a["bbox"][2] * a["bbox"][3]),
+            "iscrowd": int(bool(a.get("iscrowd"))),
+            **({"segmentation": a["segmentation"]} if iou_type == "segm" else {}),
+        }
+        for a in ground_truth["annotations"]
+    ]
+    images = [
+        {
+            "id": image["id"],
+            "width": int(image["width"]),
+            "height": int(image["height"]),
+            **{key: image[key] for key in FEDERATED_KEYS if key in image},
+        }
+        for image in ground_truth["images"]
+    ]
+    categories = [{"id": c["id"], "name": c["name"]} for c in ground_truth["categories"]]
+    return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def _results_read(results: Results, iou_type: IouType) -> np.ndarray | list[dict[str, Any]]:
+    """Only the keys of records that the evaluator reads; a record without others is not copied."""
+    if isinstance(results, np.ndarray):
+        return results
+    keys = {"image_id", "category_id", "bbox", "score"} | ({"segmentation"} if iou_type == "segm" else set())
+    return [r if r.keys() <= keys else {key: r[key] for key in r.keys() & keys} for r in results]

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ovbridge.data.annotation_check import check_annotations, federated_image, load_annotations
+from ovbridge.data.masks import segmentation_fault
 from ovbridge.data.splits import vocabulary_of
 from ovbridge.errors import DataError
 from ovbridge.evaluation.coco_ap import (
@@ -115,10 +116,12 @@ def evaluate(
         DataError: With the offending id, before anything is scored.
     """
     payload, results, result_source = _checked_inputs(ground_truth, results, protocol)
+    if protocol == "openimages" and iou_type == "segm":
+        raise DataError("protocol openimages compares boxes alone: leave iou type segm out")
     iou_type = iou_type or _default_iou_type(results, federated=lvis_rules(protocol, payload))
     check_results(results, payload, result_source, iou_type=iou_type)
     if iou_type == "segm":
-        _require_masks(payload)
+        _require_masks(payload, _name(ground_truth))
     vocabulary = vocabulary_of(payload["categories"], _name(ground_truth))
     federated = lvis_rules(protocol, payload)
     frequency = {c["id"]: c.get("frequency") for c in payload["categories"]}
@@ -239,12 +242,14 @@ def _default_iou_type(results: Results, *, federated: bool) -> IouType:
     return "segm" if has_masks else "bbox"
 
 
-def _require_masks(payload: dict[str, Any]) -> None:
+def _require_masks(payload: dict[str, Any], source: str) -> None:
+    sizes = {i["id"]: (i["height"], i["width"]) for i in payload["images"]}
     for annotation in payload["annotations"]:
-        if not annotation.get("segmentation"):
-            raise DataError(
-                f"annotation {annotation['id']} has no segmentation: masks cannot be scored, use iou type bbox"
-            )
+        segmentation = annotation.get("segmentation")
+        fault = segmentation_fault(segmentation, *sizes[annotation["image_id"]])
+        if fault:
+            has = f"has no usable segmentation ({fault})" if segmentation else "has no segmentation"
+            raise DataError(f"{source}: annotation {annotation['id']} {has}: masks cannot be scored, use iou type bbox")
 
 
 def _groups(

@@ -9,7 +9,7 @@ from typing import Any
 
 from ovbridge.errors import DataError
 
-_IDENTITY = ("protocol", "dataset", "checkpoint")
+_IDENTITY = ("protocol", "dataset", "checkpoint", "predictions")
 
 
 def require_free(path: Path, record: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from ovbridge.cli import main
 from ovbridge.cli.arguments import call, pick
+from ovbridge.console import stdout
 from ovbridge.errors import ConfigError, DataError
 
 
@@ -216,3 +218,14 @@ def test_other_faults_of_the_system_keep_their_traceback(monkeypatch: pytest.Mon
     _verb(monkeypatch, broken)
     with pytest.raises(OSError, match="bad file descriptor"):
         main.run(["detect"])
+
+
+def test_a_terminal_without_unicode_shows_every_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["ovbridge", "doctor"])
+    _verb(monkeypatch, lambda argv: stdout.print("a 猫"))
+    with pytest.raises(SystemExit):
+        main.main()
+    sys.stdout.flush()
+    assert shown.getvalue() == b"a \\u732b\n"

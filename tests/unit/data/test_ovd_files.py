@@ -37,6 +37,13 @@ def test_val_is_optional_and_train_is_not(annotations, tmp_path):
         ovd_files.write_coco_ovd(tmp_path, tmp_path / "other")
 
 
+def test_a_file_in_which_nothing_is_novel_is_refused(annotations, payload, tmp_path, write_json):
+    write_json({**payload, "categories": [{"id": c["id"], "name": c["name"]} for c in payload["categories"]]})
+    with pytest.raises(DataError, match=r"instances_train2017\.json: no category is novel.*'role'"):
+        ovd_files.write_coco_ovd(annotations, tmp_path / "ovd")
+    assert not (tmp_path / "ovd").exists()
+
+
 def test_again_is_fine_and_foreign_files_stay(annotations, tmp_path):
     out = tmp_path / "ovd"
     ovd_files.write_coco_ovd(annotations, out)

@@ -14,9 +14,11 @@ def test_coco_has_48_base_17_novel_15_unused():
     assert roles_of(_coco()) == COCO_OVD.roles
 
 
-def test_a_file_of_the_65_evaluated_classes_has_the_coco_roles():
-    kept = [c for c, role in zip(_coco(), COCO_OVD.roles, strict=True) if role != "unused"]
-    assert [roles_of(kept).count(role) for role in ("base", "novel", "unused")] == [48, 17, 0]
+@pytest.mark.parametrize("absent", [{"scissors"}, {"person", "skis"}, set(COCO_OVD.names_of("unused"))])
+def test_a_file_of_some_of_coco_classes_has_the_coco_roles(absent):
+    kept = [c for c in _coco() if c["name"] not in absent]
+    role = dict(zip(COCO_OVD.names, COCO_OVD.roles, strict=True))
+    assert roles_of(kept) == tuple(role[c["name"]] for c in kept)
 
 
 def test_the_role_key_wins():
@@ -29,8 +31,17 @@ def test_rare_lvis_classes_are_novel():
     assert roles_of(categories) == ("base", "base", "novel")
 
 
-def test_other_names_are_all_base():
-    assert roles_of([{"id": 1, "name": "person"}, {"id": 2, "name": "tram"}]) == ("base", "base")
+@pytest.mark.parametrize("names", [["person", "tram"], ["person", "cat", "tram"], ["person", "kite"], []])
+def test_other_names_are_all_base(names):
+    # "person" and "cat" of a file of one's own, whose ids are not COCO's, are no split either.
+    own = [name for name in names if name in COCO_OVD.names]
+    assert roles_of([{"id": k + 200, "name": name} for k, name in enumerate(own)]) == ("base",) * len(own)
+    assert roles_of([{"id": k, "name": name} for k, name in enumerate(names)]) == ("base",) * len(names)
+
+
+def test_roles_in_some_categories_only_are_refused():
+    with pytest.raises(DataError, match="category 2 \\(dog\\) has no role, others have"):
+        roles_of([{"id": 1, "name": "cat", "role": "novel"}, {"id": 2, "name": "dog"}])
 
 
 def test_an_unknown_role_is_named():

@@ -75,8 +75,9 @@ def test_the_inputs_are_left_as_they_are(truth, detections):
 def test_protocol_and_file_must_agree(truth, detections):
     with pytest.raises(DataError, match="no image carries neg_category_ids"):
         evaluate(truth, detections, "lvis")
-    truth["images"][1]["neg_category_ids"] = []
-    with pytest.raises(DataError, match=r"image 2 carries neg_category_ids.*not COCO"):
+    for image in truth["images"]:
+        image["neg_category_ids"] = []
+    with pytest.raises(DataError, match=r"image 1 carries neg_category_ids.*not COCO"):
         evaluate(truth, detections, "coco")
     with pytest.raises(DataError, match=r"category 3 \(mug\) has frequency None"):
         evaluate(truth, detections, "lvis")
@@ -86,3 +87,45 @@ def test_masks_need_segmentations(truth, detections):
     rle = {"size": [100, 100], "counts": [10000]}
     with pytest.raises(DataError, match="annotation 1 has no segmentation"):
         evaluate(truth, [{**d, "segmentation": rle} for d in detections], "coco", iou_type="segm")
+
+
+WHOLE = {"size": [100, 80], "counts": [0, 8000]}
+
+
+def _with_masks(truth, detections):
+    for image in truth["images"]:
+        image["width"] = 80
+    for annotation in truth["annotations"]:
+        annotation["segmentation"] = WHOLE
+    return [{**d, "segmentation": WHOLE} for d in detections]
+
+
+@pytest.mark.parametrize(
+    "broken", [{"size": [80, 100], "counts": [0, 8000]}, {"size": [100, 80], "counts": [0, 9]}, [[1, 2]], [[]], 5]
+)
+def test_masks_that_do_not_fit_their_image_are_named(truth, detections, broken):
+    found = _with_masks(truth, detections)
+    assert evaluate(truth, found, "coco", iou_type="segm")["ap50"]["all"] > 0
+    found[1]["segmentation"] = broken
+    with pytest.raises(DataError, match=r"detection number 1 \(image 1\) has no usable segmentation"):
+        evaluate(truth, found, "coco", iou_type="segm")
+    truth["annotations"][2]["segmentation"] = broken
+    with pytest.raises(DataError, match="annotation 3 has no usable segmentation"):
+        evaluate(truth, [], "coco", iou_type="segm")
+
+
+def test_openimages_compares_no_masks(truth, detections):
+    found = _with_masks(truth, detections)
+    assert evaluate(truth, found, "openimages")["iou_type"] == "bbox"
+    with pytest.raises(DataError, match="openimages compares boxes alone"):
+        evaluate(truth, found, "openimages", iou_type="segm")
+
+
+def test_keys_that_no_score_depends_on_may_hold_anything(truth, detections):
+    expected = evaluate(truth, detections, "coco")
+    for record in (*truth["images"], *truth["categories"], *truth["annotations"]):
+        record |= {"license": "mine", "coco_url": 5, "supercategory": 5, "segmentation": "none", "num_keypoints": 1.5}
+    truth["annotations"][0]["iscrowd"] = None
+    truth["images"][0]["width"] = 100.0
+    odd = [{**d, "id": "x", "area": "large", "segmentation": 5, "keypoints": "none"} for d in detections]
+    assert evaluate(truth, odd, "coco") == expected
