@@ -15,7 +15,7 @@ from torch import Tensor
 from ovbridge.cli.convert import convert
 from ovbridge.detector import coco_r50_c4, load_detector, lvis_r50_fpn
 from ovbridge.detector.build import empty_detector
-from ovbridge.detector.checkpoint_map import FREQUENCY, TEXT, official_name
+from ovbridge.detector.checkpoint_map import FREQUENCY, TEXT, map_official, official_name
 from ovbridge.detector.config import DetectorConfig
 from ovbridge.detector.pretrained import read_backbone_header
 from ovbridge.errors import CheckpointError, OVBridgeError, VocabularyError
@@ -135,6 +135,23 @@ def test_truncated_files(tmp_path: Path) -> None:
 def test_foreign_files(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         convert(write(tmp_path / "in.pth", content), tmp_path / "out.safetensors")
+
+
+LINEAR, FIRST = (f"roi_heads.box_predictor.cls_score.{layer}.weight" for layer in ("linear", "fc1"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({FIRST: torch.zeros(8, 8)}, r"lacks .*fc3\.weight"),
+        ({TEXT: torch.zeros(8)}, r"zs_weight is \(8,\) instead of a matrix"),
+        ({TEXT: torch.zeros(8, 0)}, r"zs_weight is \(8, 0\)"),
+        ({LINEAR: torch.tensor(1.0)}, r"linear\.weight is \(\)"),
+    ],
+)
+def test_detectors_with_damaged_heads_are_one_line(change: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        map_official({LINEAR: torch.zeros(8, 2048), TEXT: torch.zeros(8, 81)} | change)
 
 
 def test_other_faults_are_one_line(tmp_path: Path) -> None:
