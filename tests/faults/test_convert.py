@@ -175,12 +175,12 @@ def test_other_faults_are_one_line(tmp_path: Path) -> None:
 def backbone_table() -> dict[str, Tensor]:
     """Names of a torchvision ResNet with one narrow bottleneck a stage."""
     table = {"conv1.weight": torch.ones(8, 3, 7, 7), "fc.weight": torch.ones(5, 32), "fc.bias": torch.ones(5)}
-    shapes = {"conv1": (4, 1, 1), "conv2": (4, 3, 3), "conv3": (32, 1, 1)}
+    shapes = {"conv1": (8, 1, 1), "conv2": (8, 3, 3), "conv3": (32, 1, 1)}
     norms = {"bn1": 8}
     for layer in range(1, 5):
         inputs = 8 if layer == 1 else 32
         for i, (name, (outputs, *kernel)) in enumerate(shapes.items(), start=1):
-            table[f"layer{layer}.0.{name}.weight"] = torch.ones(outputs, inputs if i == 1 else 4, *kernel)
+            table[f"layer{layer}.0.{name}.weight"] = torch.ones(outputs, inputs if i == 1 else 8, *kernel)
             norms[f"layer{layer}.0.bn{i}"] = outputs
         table[f"layer{layer}.0.downsample.0.weight"] = torch.ones(32, inputs, 1, 1)
         norms[f"layer{layer}.0.downsample.1"] = 32
