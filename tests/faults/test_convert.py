@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from ovbridge.detector.build import empty_detector
 from ovbridge.detector.checkpoint_map import FREQUENCY, TEXT, map_official, official_name
 from ovbridge.detector.config import DetectorConfig
 from ovbridge.detector.pretrained import read_backbone_header
-from ovbridge.errors import CheckpointError, OVBridgeError, VocabularyError
+from ovbridge.errors import CheckpointError, ConfigError, OVBridgeError, VocabularyError
+from ovbridge.teachers.mavl import weights
+from ovbridge.teachers.mavl.config import mavl_full
 from ovbridge.vocabulary.coco_names import COCO_OVD
 
 
@@ -211,6 +214,8 @@ def test_imagenet_backbones(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert (header.stem_channels, header.channels) == (8, (32, 32, 32, 32))
     convert(source, target)
     assert "stride in the 3x3" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="leave --names out"):
+        convert(source, target, names=tmp_path / "nowhere.txt")
     (tmp_path / "mine.safetensors").write_text("notes")
     with pytest.raises(CheckpointError, match="is no backbone of ours"):
         convert(source, tmp_path / "mine.safetensors")
@@ -225,8 +230,16 @@ def test_a_hostile_pkl_executes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_mavl_is_recognised(tmp_path: Path) -> None:
-    content = {"model": {"transformer.level_embed": torch.zeros(4, 256), "class_embed.1.bias": torch.zeros(2)}}
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_mavl_is_recognised(tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shallow = replace(mavl_full(), encoder_layers=1, decoder_layers=1, fusion_layers=1)
+    monkeypatch.setattr(weights, "mavl_full", lambda: shallow)
+    content = {
+        "model": {
+            f"{prefix}transformer.level_embed": torch.zeros(4, 256),
+            f"{prefix}class_embed.1.bias": torch.zeros(2),
+        }
+    }
     with pytest.raises(CheckpointError, match="does not fit its architecture"):
         convert(write(tmp_path / "in.pth", content), tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
