@@ -169,7 +169,9 @@ def _resnet_header(shapes: Mapping[str, torch.Size], source: str, *, caffe: bool
     last = "conv3" if bottleneck else "conv2"
 
     def outputs(name: str) -> int:
-        shape = shapes.get(name, ())
+        if name not in shapes:
+            raise CheckpointError(f"{source} lacks {name}: truncated, or another model")
+        shape = shapes[name]
         if len(shape) != 4 or 0 in shape:
             raise CheckpointError(f"{source}: {name} is {tuple(shape)}, no convolution: truncated, or another model")
         return shape[0]
