@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from torch import Tensor
 from ovbridge.cli.convert import convert
 from ovbridge.detector import coco_r50_c4, load_detector, lvis_r50_fpn
 from ovbridge.detector.build import empty_detector
-from ovbridge.detector.checkpoint_map import FREQUENCY, TEXT, official_name
+from ovbridge.detector.checkpoint_map import FREQUENCY, TEXT, map_official, official_name
 from ovbridge.detector.config import DetectorConfig
 from ovbridge.detector.pretrained import read_backbone_header
-from ovbridge.errors import CheckpointError, OVBridgeError, VocabularyError
+from ovbridge.errors import CheckpointError, ConfigError, OVBridgeError, VocabularyError
+from ovbridge.teachers.mavl import weights
+from ovbridge.teachers.mavl.config import mavl_full
 from ovbridge.vocabulary.coco_names import COCO_OVD
 
 
@@ -137,6 +140,23 @@ def test_foreign_files(tmp_path: Path, content: Any, message: str) -> None:
         convert(write(tmp_path / "in.pth", content), tmp_path / "out.safetensors")
 
 
+LINEAR, FIRST = (f"roi_heads.box_predictor.cls_score.{layer}.weight" for layer in ("linear", "fc1"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({FIRST: torch.zeros(8, 8)}, r"lacks .*fc3\.weight"),
+        ({TEXT: torch.zeros(8)}, r"zs_weight is \(8,\) instead of a matrix"),
+        ({TEXT: torch.zeros(8, 0)}, r"zs_weight is \(8, 0\)"),
+        ({LINEAR: torch.tensor(1.0)}, r"linear\.weight is \(\)"),
+    ],
+)
+def test_detectors_with_damaged_heads_are_one_line(change: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        map_official({LINEAR: torch.zeros(8, 2048), TEXT: torch.zeros(8, 81)} | change)
+
+
 def test_other_faults_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         convert(tmp_path / "nowhere.pth", tmp_path / "out.safetensors")
@@ -158,12 +178,12 @@ def test_other_faults_are_one_line(tmp_path: Path) -> None:
 def backbone_table() -> dict[str, Tensor]:
     """Names of a torchvision ResNet with one narrow bottleneck a stage."""
     table = {"conv1.weight": torch.ones(8, 3, 7, 7), "fc.weight": torch.ones(5, 32), "fc.bias": torch.ones(5)}
-    shapes = {"conv1": (4, 1, 1), "conv2": (4, 3, 3), "conv3": (32, 1, 1)}
+    shapes = {"conv1": (8, 1, 1), "conv2": (8, 3, 3), "conv3": (32, 1, 1)}
     norms = {"bn1": 8}
     for layer in range(1, 5):
         inputs = 8 if layer == 1 else 32
         for i, (name, (outputs, *kernel)) in enumerate(shapes.items(), start=1):
-            table[f"layer{layer}.0.{name}.weight"] = torch.ones(outputs, inputs if i == 1 else 4, *kernel)
+            table[f"layer{layer}.0.{name}.weight"] = torch.ones(outputs, inputs if i == 1 else 8, *kernel)
             norms[f"layer{layer}.0.bn{i}"] = outputs
         table[f"layer{layer}.0.downsample.0.weight"] = torch.ones(32, inputs, 1, 1)
         norms[f"layer{layer}.0.downsample.1"] = 32
@@ -194,6 +214,8 @@ def test_imagenet_backbones(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert (header.stem_channels, header.channels) == (8, (32, 32, 32, 32))
     convert(source, target)
     assert "stride in the 3x3" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="leave --names out"):
+        convert(source, target, names=tmp_path / "nowhere.txt")
     (tmp_path / "mine.safetensors").write_text("notes")
     with pytest.raises(CheckpointError, match="is no backbone of ours"):
         convert(source, tmp_path / "mine.safetensors")
@@ -208,8 +230,16 @@ def test_a_hostile_pkl_executes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_mavl_is_recognised(tmp_path: Path) -> None:
-    content = {"model": {"transformer.level_embed": torch.zeros(4, 256), "class_embed.1.bias": torch.zeros(2)}}
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_mavl_is_recognised(tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shallow = replace(mavl_full(), encoder_layers=1, decoder_layers=1, fusion_layers=1)
+    monkeypatch.setattr(weights, "mavl_full", lambda: shallow)
+    content = {
+        "model": {
+            f"{prefix}transformer.level_embed": torch.zeros(4, 256),
+            f"{prefix}class_embed.1.bias": torch.zeros(2),
+        }
+    }
     with pytest.raises(CheckpointError, match="does not fit its architecture"):
         convert(write(tmp_path / "in.pth", content), tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()

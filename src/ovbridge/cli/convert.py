@@ -51,11 +51,17 @@ def convert(
     from ovbridge.console import stdout
     from ovbridge.detector.imagenet_weights import is_imagenet_classifier
     from ovbridge.detector.weight_files import read_weights
+    from ovbridge.errors import ConfigError
 
     tensors, author = read_weights(source)
-    if network is not None or is_imagenet_classifier(tensors):
+    is_backbone = network is not None or is_imagenet_classifier(tensors)
+    is_mavl = "transformer.level_embed" in tensors
+    if names is not None and (is_backbone or is_mavl):
+        what = "MAVL" if is_mavl else "ImageNet weights"
+        raise ConfigError(f"{source} holds {what}, which have no class names: leave --names out")
+    if is_backbone:
         result = _backbone(tensors, author, source, target, network)
-    elif "transformer.level_embed" in tensors:
+    elif is_mavl:
         result = _mavl(tensors, source, target)
     else:
         result = _detector(tensors, source, target, names)
@@ -144,11 +150,11 @@ def _mavl(tensors: Mapping[str, Tensor], source: Path, target: Path) -> dict[str
         raise CheckpointError(f"{target} exists already: choose another name or remove it")
     why = "copy of a shared head, or never run"
     reported = {name: why for name in tensors if our_name(name) is None}
-    found = convert_official_mavl(source, target)
+    used = convert_official_mavl(tensors, target, source=str(source))
     return {
         "source": str(source),
         "target": str(target),
         "architecture": "mavl",
-        "tensors": {"used": found["tensors"], "reported": reported},
-        "summary": f"MDef-DETR (MAVL): {found['tensors']} tensors used",
+        "tensors": {"used": len(used), "reported": reported},
+        "summary": f"MDef-DETR (MAVL): {len(used)} tensors used",
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ovbridge.errors import CheckpointError
+from ovbridge.pickle_memo import check_memo
 
 _NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
 """numpy's codes of the element types that weights may have."""
@@ -62,28 +63,45 @@ class _Array:
     """Stand-in for numpy.ndarray: what is needed to make one from bytes."""
 
     def __init__(self) -> None:
-        self.value = np.zeros(0, np.float32)
+        self.fill(b"", None, (), "C")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, column_major, content = state
         self.fill(content, dtype, shape, "F" if column_major else "C")
 
-    def fill(self, content: Any, dtype: Any, shape: Any, order: str) -> _Array:
+    def fill(self, content: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+        self._parts = content, dtype, shape, order
+        return self
+
+    def numpy(self) -> np.ndarray:
+        content, dtype, shape, order = self._parts
         if isinstance(content, str):
             # Python 2 strings arrive as text of code points 0 to 255.
             content = content.encode("latin1")
         if not isinstance(content, (bytes, bytearray)) or not isinstance(dtype, _DataType):
             raise ValueError("arrays of objects")
-        flat = np.frombuffer(bytes(content), dtype.numpy())
-        self.value = flat.reshape(tuple(int(n) for n in shape), order="F" if order == "F" else "C")
-        return self
+        flat = np.frombuffer(content, dtype.numpy())
+        return flat.reshape(tuple(int(n) for n in shape), order="F" if order == "F" else "C")
 
 
 class _ArrayUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self._left = len(data)
+
+    def _encode(self, text: object, encoding: object = "latin1") -> bytes:
+        """The bytes of an array as old protocols write them; each is in the file, so together they are no longer."""
+        if not isinstance(text, str) or encoding != "latin1":
+            raise ValueError("text in an unexpected encoding")
+        self._left -= len(text)
+        if self._left < 0:
+            raise ValueError(_TOO_MUCH)
+        return text.encode("latin1")
+
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         known: dict[tuple[str, str], Callable[..., Any]] = {
             ("collections", "OrderedDict"): OrderedDict,
-            ("_codecs", "encode"): lambda text, encoding: str(text).encode("latin1"),
+            ("_codecs", "encode"): self._encode,
             ("numpy", "ndarray"): _Array,
             ("numpy", "dtype"): _DataType,
             ("multiarray", "_reconstruct"): lambda kind, shape, code: _Array(),
@@ -99,6 +117,22 @@ class _ArrayUnpickler(pickle.Unpickler):
         return known[module, name]
 
 
+_TOO_MUCH = "it unfolds to more than it holds"
+
+
+def _tensors(table: Mapping[Any, Any], limit: int) -> dict[str, Tensor]:
+    """The arrays of a table without momentum; ValueError where they have more than `limit` bytes together."""
+    tensors: dict[str, Tensor] = {}
+    for name, stored in table.items():
+        if isinstance(stored, _Array) and not str(name).endswith("_momentum"):
+            array = stored.numpy()
+            limit -= array.nbytes
+            if limit < 0:
+                raise ValueError(_TOO_MUCH)
+            tensors[str(name)] = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    return tensors
+
+
 def read_array_pickle(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors of a `.pkl` and who its `__author__` says wrote it ("" where it says nothing).
 
@@ -108,26 +142,26 @@ def read_array_pickle(path: Path) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give a .pkl of weights")
     try:
-        content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        data = path.read_bytes()
+        check_memo(data)
+        content = _ArrayUnpickler(data).load()
+        author = content.get("__author__", "") if isinstance(content, dict) else ""
+        for key in ("model", "blobs"):
+            if isinstance(content, dict) and isinstance(content.get(key), dict):
+                content = content[key]
+        # Twice: two names may share an array.
+        tensors = _tensors(content, 2 * len(data)) if isinstance(content, dict) else {}
     except _ForbiddenNameError as error:
         name = str(error)[:80]
         raise CheckpointError(
             f"{path} asks for code ({name}) that a weights file has no need of: nothing in it was executed; "
             "get the file from its authors"
         ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): give a .pkl of weights") from None
     except _DAMAGE as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} is truncated or no pickle of weights ({line}): download it again") from None
-    author = content.get("__author__", "") if isinstance(content, dict) else ""
-    for key in ("model", "blobs"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    arrays = content.items() if isinstance(content, dict) else ()
-    tensors = {
-        str(name): torch.from_numpy(np.array(array.value, dtype=array.value.dtype.newbyteorder("="), order="C"))
-        for name, array in arrays
-        if isinstance(array, _Array) and not str(name).endswith("_momentum")
-    }
     if not tensors:
         raise CheckpointError(f"{path} holds no table of arrays: give a .pkl of weights")
     return tensors, str(author)

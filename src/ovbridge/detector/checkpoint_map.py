@@ -97,14 +97,14 @@ def map_official(tensors: Mapping[str, Tensor]) -> MappedCheckpoint:
     Raises CheckpointError where the file is another model's, or a tensor is absent or of the wrong shape.
     """
     config = _recognise(tensors)
-    model = empty_detector(config, tensors[TEXT].shape[1] - 1)
+    model = empty_detector(config, _matrix(tensors, TEXT).shape[1] - 1)
     used: dict[str, str] = {name: official_name(name, config) for name in model.state_dict()}
     ours = {name: _fitting(tensors, used[name], value, config.name) for name, value in model.state_dict().items()}
     load_values(model, ours)
     frequency = tensors.get(FREQUENCY)
     return MappedCheckpoint(
         model=model.eval(),
-        has_training_boxes=() if frequency is None else tuple((frequency > 0).tolist()),
+        has_training_boxes=() if frequency is None else tuple((frequency > 0).flatten().tolist()),
         used=tuple(used.values()),
         reported={
             name: next((why for pattern, why in _NOT_NEEDED if re.search(pattern, name)), "unknown: not used")
@@ -128,9 +128,18 @@ def _fitting(tensors: Mapping[str, Tensor], name: str, expected: Tensor, archite
     return value
 
 
+def _matrix(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise CheckpointError(f"the file lacks {name}: it is truncated or of another model")
+    value = tensors[name]
+    if value.ndim != 2 or 0 in value.shape:
+        raise CheckpointError(f"{name} is {tuple(value.shape)} instead of a matrix: the file is of another model")
+    return value
+
+
 def _recognise(tensors: Mapping[str, Tensor]) -> DetectorConfig:
-    projection = tensors.get(_PREDICTOR + "cls_score.linear.weight")
-    if projection is None or TEXT not in tensors:
+    linear, transfer1, residual1 = (_PREDICTOR + f"cls_score.{layer}.weight" for layer in ("linear", "fc1", "fc3"))
+    if linear not in tensors or TEXT not in tensors:
         raise CheckpointError(
             "not a detector of the paper (no text embeddings or projection in its box predictor): "
             "convert takes coco_ovd_*.pth, lvis_ovd_*.pth, MAVL, ImageNet ResNets, and others with --network"
@@ -138,16 +147,15 @@ def _recognise(tensors: Mapping[str, Tensor]) -> DetectorConfig:
     pyramid = any(name.startswith("backbone.bottom_up.") for name in tensors)
     config = lvis_r50_fpn() if pyramid else coco_r50_c4()
     transfer = None
-    if _PREDICTOR + "cls_score.fc1.weight" in tensors:
+    if transfer1 in tensors:
         transfer = TransferConfig(
-            hidden=len(tensors[_PREDICTOR + "cls_score.fc1.weight"]),
-            residual_hidden=len(tensors[_PREDICTOR + "cls_score.fc3.weight"]),
+            hidden=len(_matrix(tensors, transfer1)), residual_hidden=len(_matrix(tensors, residual1))
         )
     bias = tensors.get(_PREDICTOR + "cls_score.cls_bias")
     has_masks = any(name.startswith("roi_heads.mask_head.") for name in tensors)
     return replace(
         config,
-        projection=replace(config.projection, embedding_dim=len(projection), transfer=transfer),
+        projection=replace(config.projection, embedding_dim=len(_matrix(tensors, linear)), transfer=transfer),
         classifier=replace(config.classifier, bias=None if bias is None else -4.6),
         mask=config.mask if has_masks else None,
     )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ovbridge.detector.backbone import ResNet
 from ovbridge.detector.library_network import check_network_name, staged_network
 from ovbridge.detector.pretrained import PretrainedBackbone, library_backbone
 from ovbridge.errors import CheckpointError
@@ -33,11 +34,18 @@ _CAFFE2_PARTS = {
 """An affine channel (s, b) stands for a whole batch norm there."""
 
 _NOT_NEEDED: tuple[tuple[str, str], ...] = (
-    (r"^(fc1000|pred|fc|head|classifier)[._]", "classifier of ImageNet's classes: not needed"),
+    (r"^(stem\.)?(fc1000|pred|fc|head|classifier)[._]", "classifier of ImageNet's classes: not needed"),
     (r"num_batches_tracked$", "counter of a norm: not needed"),
     (r"^(norm|norm_pre|head_norm)\.", "norm before the classifier: not needed"),
     (r"^conv1_b$", "bias before a norm: Detectron2 leaves it out too"),
 )
+
+_UNKNOWN = "unknown: not used"
+
+_SAY_WHAT = "say with --network what the file is of"
+
+_BODY = re.compile(r"^(stem\.)?(res_)?(conv|bn)\d|^(layer|res)\d")
+"""What names of a ResNet's layers begin with, in every spelling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +73,11 @@ def map_imagenet(
     `network`: "timm/NAME" or "torchvision/NAME" for anything but a ResNet told by its names.
     Raises CheckpointError where tensors are absent or left over that the network should have.
     """
-    if network is not None and library_backbone(network).network is not None:
-        return _map_library(tensors, source, network)
+    described = None if network is None else library_backbone(network)
+    if described is not None and described.network is not None:
+        return _map_library(tensors, source, described.network)
     if "conv1_w" in tensors:
+        tensors = _with_statistics(tensors)
         renamed = {name: _caffe2_name(name) for name in tensors}
         caffe = True
     elif "stem.conv1.weight" in tensors:
@@ -76,12 +86,17 @@ def map_imagenet(
     else:
         renamed = {name: _torchvision_name(name) for name in tensors}
         caffe = False
-    ours = {new: tensors[old].float() for old, new in renamed.items() if new is not None}
-    header = _resnet_header(ours, source, caffe=caffe)
-    if network is not None:
-        described = library_backbone(network)
-        header = replace(header, mean=described.mean, std=described.std)
-    return ImagenetWeights(header=header, tensors=_complete(ours, source), reported=_reported(renamed))
+    reported = _reported(renamed)
+    header = _resnet_header({new: tensors[old].shape for old, new in renamed.items() if new}, source, caffe=caffe)
+    if described is not None:
+        header = _as_described(header, described)
+    expected = _resnet_tensors(header)
+    foreign = [old for old, new in renamed.items() if new is not None and new not in expected]
+    foreign += [old for old, why in reported.items() if why == _UNKNOWN and _BODY.match(old)]
+    if foreign:
+        raise CheckpointError(f"{source} has {foreign[0]}, which no plain ResNet has: {_SAY_WHAT}")
+    ours = _checked(tensors, renamed, expected, source, network="a plain ResNet")
+    return ImagenetWeights(header=header, tensors=ours, reported=reported)
 
 
 def _caffe2_name(name: str) -> str | None:
@@ -103,6 +118,8 @@ def _torchvision_name(name: str) -> str | None:
     if not found:
         return None
     layer, block, kind, number, part = found.groups()
+    if (layer is None and kind + number not in ("conv1", "bn1")) or (kind == "downsample." and number > "1"):
+        return None
     is_norm = kind == "bn" or (kind == "downsample." and number == "1")
     if not is_norm and part != "weight":
         return None
@@ -114,58 +131,123 @@ def _torchvision_name(name: str) -> str | None:
 
 def _detectron2_name(name: str) -> str | None:
     found = re.match(
-        r"^(stem|res([2-5])\.(\d+))\.(conv\d|shortcut)\.(weight|norm\.(?:weight|bias|running_mean|running_var))$", name
+        r"^(?:stem\.conv1|res([2-5])\.(\d+)\.(conv\d|shortcut))\.(weight|norm\.(?:weight|bias|running_mean|running_var))$",
+        name,
     )
     if not found:
         return None
-    piece, stage, block, layer, part = found.groups()
-    return f"stem.{part}" if piece == "stem" else f"stages.{stage}.{block}.{layer}.{part}"
+    stage, block, layer, part = found.groups()
+    return f"stem.{part}" if stage is None else f"stages.{stage}.{block}.{layer}.{part}"
 
 
 def _reported(renamed: Mapping[str, str | None]) -> dict[str, str]:
     return {
-        name: next((why for pattern, why in _NOT_NEEDED if re.search(pattern, name)), "unknown: not used")
+        name: next((why for pattern, why in _NOT_NEEDED if re.search(pattern, name)), _UNKNOWN)
         for name, new in renamed.items()
         if new is None
     }
 
 
-def _resnet_header(ours: Mapping[str, Tensor], source: str, *, caffe: bool) -> PretrainedBackbone:
-    blocks = [re.match(r"stages\.(\d)\.(\d+)\.", name) for name in ours]
-    depths = tuple(max((int(f[2]) + 1 for f in blocks if f and int(f[1]) == s), default=0) for s in range(2, 6))
-    if "stem.weight" not in ours or not all(depths):
+def _with_statistics(blobs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Caffe2's affine channels, which have no statistics, with such that they scale and shift and nothing else."""
+    full = dict(blobs)
+    if not any(name.endswith(("_bn_rm", "_bn_riv")) for name in blobs):
+        for name, scale in blobs.items():
+            if name.endswith("_bn_s"):
+                norm = name.removesuffix("s")
+                full[norm + "rm"] = torch.zeros(scale.shape)
+                full[norm + "riv"] = torch.full(scale.shape, 1.0 - _NORM_EPS)
+    return full
+
+
+def _resnet_header(shapes: Mapping[str, torch.Size], source: str, *, caffe: bool) -> PretrainedBackbone:
+    blocks = {found.groups() for name in shapes if (found := re.match(r"stages\.(\d)\.(\d+)\.", name))}
+    depths = tuple(sum(int(stage) == s for stage, _ in blocks) for s in range(2, 6))
+    if "stem.weight" not in shapes or not all(depths):
         raise CheckpointError(f"{source} is no whole ResNet (blocks a stage: {depths}): truncated, or another model")
-    bottleneck = "stages.2.0.conv3.weight" in ours
+    bottleneck = any(name.endswith(".conv3.weight") for name in shapes)
     last = "conv3" if bottleneck else "conv2"
+
+    def outputs(name: str) -> int:
+        if name not in shapes:
+            raise CheckpointError(f"{source} lacks {name}: truncated, or another model")
+        shape = shapes[name]
+        if len(shape) != 4 or 0 in shape:
+            raise CheckpointError(f"{source}: {name} is {tuple(shape)}, no convolution: truncated, or another model")
+        return shape[0]
+
     return PretrainedBackbone(
         source=source,
         mean=_CAFFE_BGR_MEAN if caffe else _TORCHVISION_MEAN,
         std=(1.0, 1.0, 1.0) if caffe else _TORCHVISION_STD,
         order="bgr" if caffe else "rgb",
         block="bottleneck" if bottleneck else "basic",
-        stem_channels=len(ours["stem.weight"]),
+        stem_channels=outputs("stem.weight"),
         depths=depths,
-        channels=tuple(len(ours.get(f"stages.{s}.0.{last}.weight", ())) for s in range(2, 6)),
+        channels=tuple(outputs(f"stages.{s}.0.{last}.weight") for s in range(2, 6)),
         stride_in_1x1=caffe,
     )
 
 
-def _complete(ours: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """With the statistics that an affine channel has none of: such that it scales and shifts and nothing else."""
-    full = dict(ours)
-    for name, value in ours.items():
-        if not name.endswith(".weight") or ".norm." in name:
+def _as_described(header: PretrainedBackbone, described: PretrainedBackbone) -> PretrainedBackbone:
+    """`header` with the pixels of the library's plain ResNet that its file is said to be of; refused if it is not."""
+    unlike = [
+        f
+        for f in ("block", "stem_channels", "depths", "channels", "stride_in_1x1")
+        if getattr(header, f) != getattr(described, f)
+    ]
+    if unlike:
+        field = unlike[0]
+        raise CheckpointError(
+            f"{header.source} is of another network than --network says: its {field} is {getattr(header, field)} "
+            f"instead of {getattr(described, field)}"
+        )
+    return replace(header, mean=described.mean, std=described.std)
+
+
+def _resnet_tensors(header: PretrainedBackbone) -> dict[str, Tensor]:
+    """The tensors, without values, of the ResNet that `header` describes."""
+    with torch.device("meta"):
+        network = ResNet(
+            stem_channels=header.stem_channels,
+            depths=header.depths,
+            channels=header.channels,
+            out_stages=(5,),
+            block=header.block,
+            norm="frozen",
+            stride_in_1x1=header.stride_in_1x1,
+            freeze_at=0,
+        )
+    return network.state_dict()
+
+
+def _checked(
+    tensors: Mapping[str, Tensor],
+    renamed: Mapping[str, str | None],
+    expected: Mapping[str, Tensor],
+    source: str,
+    *,
+    network: str,
+) -> dict[str, Tensor]:
+    """What `expected` names, by our names; floats as float32. CheckpointError where any is absent or damaged."""
+    ours: dict[str, Tensor] = {}
+    for old, new in renamed.items():
+        if new is None or new not in expected:
             continue
-        norm = name.removesuffix("weight") + "norm."
-        if norm + "weight" not in ours or norm + "bias" not in ours:
-            raise CheckpointError(f"{source} has no norm for {name}: it is truncated or another model")
-        width = (len(value),)
-        full.setdefault(norm + "running_mean", torch.zeros(width))
-        full.setdefault(norm + "running_var", torch.full(width, 1.0 - _NORM_EPS))
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            if tuple(full[norm + part].shape) != width:
-                raise CheckpointError(f"{source}: the norm of {name} has another width: the file is damaged")
-    return full
+        value, place = tensors[old], expected[new]
+        if value.shape != place.shape:
+            raise CheckpointError(
+                f"{source}: {old} is {tuple(value.shape)}, {network} has {tuple(place.shape)}: {_SAY_WHAT}"
+            )
+        if value.is_floating_point() != place.is_floating_point():
+            raise CheckpointError(f"{source}: {old} holds {value.dtype}: take the network's weights in floating point")
+        ours[new] = value.float() if value.is_floating_point() else value
+        if not ours[new].isfinite().all():
+            raise CheckpointError(f"{source}: {old} holds numbers that are not finite: it is damaged")
+    absent = [name for name in expected if name not in ours and not name.endswith("num_batches_tracked")]
+    if absent:
+        raise CheckpointError(f"{source} lacks {absent[0]}: it is truncated, or not of {network}")
+    return ours
 
 
 def _map_library(tensors: Mapping[str, Tensor], source: str, name: str) -> ImagenetWeights:
@@ -176,18 +258,7 @@ def _map_library(tensors: Mapping[str, Tensor], source: str, name: str) -> Image
         piece = next(((theirs, ours) for theirs, ours in network.prefixes if old.startswith(theirs)), None)
         renamed[old] = piece[1] + old.removeprefix(piece[0]) if piece else None
     pieces = {"stem": network.stem, **{f"stages.{i}": stage for i, stage in enumerate(network.stages, start=2)}}
-    expected = {f"{piece}.{k}": v.shape for piece, module in pieces.items() for k, v in module.state_dict().items()}
-    ours: dict[str, Tensor] = {}
-    for old, new in renamed.items():
-        if new is not None and new in expected:
-            if tensors[old].shape != expected[new]:
-                raise CheckpointError(
-                    f"{source}: {old} is {tuple(tensors[old].shape)}, {name} has {tuple(expected[new])}: "
-                    "the file is of another network"
-                )
-            ours[new] = tensors[old].float() if tensors[old].is_floating_point() else tensors[old]
-    absent = [new for new in expected if new not in ours and not new.endswith("num_batches_tracked")]
-    if absent:
-        raise CheckpointError(f"{source} lacks {absent[0]}: it is truncated, or not of {check_network_name(name)[1]}")
+    expected = {f"{piece}.{k}": v for piece, module in pieces.items() for k, v in module.state_dict().items()}
+    ours = _checked(tensors, renamed, expected, source, network=check_network_name(name)[1])
     left = {old: (new if new in ours else None) for old, new in renamed.items()}
     return ImagenetWeights(header=header, tensors=ours, reported=_reported(left))

@@ -11,8 +11,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import pickletools
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ovbridge.errors import DataError
+from ovbridge.pickle_memo import check_memo
 
 _NUMBER_KINDS = frozenset("biuf")
 
@@ -137,7 +136,7 @@ def read_plain_pickle(path: Path) -> Any:
     """
     try:
         data = path.read_bytes()
-        _check_memo(data)
+        check_memo(data)
         return _Walker(limit=len(data) + 1).plain(_PlainUnpickler(data).load(), 0)
     except _RefusedError as refused:
         raise DataError(
@@ -151,23 +150,6 @@ def read_plain_pickle(path: Path) -> Any:
 
 
 _TOO_MUCH = "it unfolds to more than it holds"
-_LARGE_MEMO = re.compile(rb"r(?=(.{4}))|p(?=\d{4})", re.DOTALL)
-"""What may be an instruction to remember something under a large number."""
-_MEMO_INSTRUCTIONS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
-
-
-def _check_memo(data: bytes) -> None:
-    """Raise ValueError if something is to be remembered under a number that no file of this size reaches.
-
-    The unpickler keeps a table up to the largest number: ten bytes could ask for gigabytes.
-    """
-    most = len(data) // 4 + 256  # the shortest object and its number take four bytes
-    suspects = (m[1] is None or int.from_bytes(m[1], "little") > most for m in _LARGE_MEMO.finditer(data))
-    # Bytes of arrays look like instructions now and then; only the walk through all of them tells, and takes long.
-    if any(suspects):
-        for instruction, argument, _ in pickletools.genops(data):
-            if instruction.name in _MEMO_INSTRUCTIONS and int(argument or 0) > most:
-                raise ValueError(_TOO_MUCH)
 
 
 class _Walker:

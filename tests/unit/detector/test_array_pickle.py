@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,28 @@ def test_object_arrays_damage_and_foreign_files_are_one_line(tmp_path: Path) -> 
         path.write_bytes(pickle.dumps(content))
         with pytest.raises(CheckpointError, match="holds no table of arrays"):
             read_array_pickle(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02]r" + (60_000_000).to_bytes(4, "little") + b".",
+        b"\x80\x02X\x00\x00\x10\x00"
+        + b"a" * (1 << 20)
+        + b"q\x000c_codecs\nencode\nq\x010("
+        + b"h\x01h\x00X\x06\x00\x00\x00latin1\x86R" * 200
+        + b"t.",
+        pickle.dumps({f"w{i}": ARRAYS["long_w"] for i in range(5000)}, protocol=4),
+    ],
+    ids=["a number to remember by", "one text made bytes many times", "one array under many names"],
+)
+def test_small_files_do_not_fill_the_memory(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "w.pkl"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="unfolds to more than it holds"):
+            read_array_pickle(path)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()

@@ -157,13 +157,62 @@ def test_detectron2s_torchvision_file_is_told_by_its_author(classifier: ResNet) 
         assert (weights.header.order, weights.header.stride_in_1x1) == (order, order == "bgr")
 
 
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("bn1.running_mean", "stem.norm.running_mean"),
+        ("layer2.0.bn2.running_var", "stages.3.0.conv2.norm.running_var"),
+        ("layer2.0.conv2.weight", "stages.3.0.conv2.weight"),
+        ("layer3.0.downsample.0.weight", "stages.4.0.shortcut.weight"),
+        ("layer4.0.conv3.weight", "stages.5.0.conv3.weight"),
+    ],
+)
+def test_nothing_is_made_up_for_what_a_file_lacks(classifier: ResNet, name: str, ours: str) -> None:
+    state = {n: value for n, value in classifier.state_dict().items() if n != name}
+    with pytest.raises(CheckpointError, match=rf"r\.pth lacks {ours}:"):
+        map_imagenet(state, source="r.pth")
+
+
+def test_blobs_with_some_statistics_are_not_completed(classifier: ResNet) -> None:
+    blobs = caffe2_blobs(classifier) | {"res_conv1_bn_rm": torch.zeros(64)}
+    with pytest.raises(CheckpointError, match=r"lacks stem\.norm\.running_var"):
+        map_imagenet(blobs, source="R-50.pkl")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("conv1.weight", torch.tensor(1.0), r"stem\.weight is \(\), no convolution"),
+        ("conv1.weight", torch.zeros(64, 3, 7, 7, dtype=torch.int32), r"conv1\.weight holds torch\.int32"),
+        ("layer2.0.bn3.bias", torch.full((512,), torch.nan), r"layer2\.0\.bn3\.bias holds numbers that are not finite"),
+        ("layer1.0.conv2.weight", torch.zeros(64, 2, 3, 3), r"layer1\.0\.conv2\.weight is .*: say with --network"),
+        (
+            "conv2.weight",
+            torch.zeros(64, 64, 3, 3),
+            r"has conv2\.weight, which no plain ResNet has: say with --network",
+        ),
+        ("layer1.0.se.fc1.weight", torch.zeros(3), r"has layer1\.0\.se\.fc1\.weight, which no plain ResNet has"),
+        ("layer1.0.conv1.bias", torch.zeros(64), r"has layer1\.0\.conv1\.bias, which no plain ResNet has"),
+        ("layer1.1.conv2.weight", torch.zeros(64, 64, 3, 3), r"lacks stages\.2\.1\.conv1\.weight"),
+    ],
+)
+def test_damage_and_other_networks_are_named(classifier: ResNet, name: str, value: Tensor, match: str) -> None:
+    with pytest.raises(CheckpointError, match=match):
+        map_imagenet(classifier.state_dict() | {name: value}, source="r.pth")
+
+
+def test_a_file_that_is_not_of_the_named_resnet_is_refused(classifier: ResNet) -> None:
+    with pytest.raises(CheckpointError, match=r"depths is \(1, 1, 1, 1\) instead of \(3, 4, 6, 3\)"):
+        map_imagenet(classifier.state_dict(), source="r.pth", network="torchvision/resnet50")
+
+
 def test_incomplete_and_foreign_classifiers_are_refused(tmp_path: Path, classifier: ResNet) -> None:
     blobs = caffe2_blobs(classifier)
-    with pytest.raises(CheckpointError, match=r"no norm for stages\.3\.0\.conv2"):
+    with pytest.raises(CheckpointError, match=r"lacks stages\.3\.0\.conv2\.norm\.weight"):
         map_imagenet({n: v for n, v in blobs.items() if n != "res3_0_branch2b_bn_s"}, source="R-50.pkl")
     with pytest.raises(CheckpointError, match="no whole ResNet"):
         map_imagenet({n: v for n, v in blobs.items() if not n.startswith("res5")}, source="R-50.pkl")
-    with pytest.raises(CheckpointError, match="another width"):
+    with pytest.raises(CheckpointError, match=r"res3_0_branch2b_bn_s is \(3,\), a plain ResNet has \(128,\)"):
         map_imagenet(blobs | {"res3_0_branch2b_bn_s": torch.ones(3)}, source="R-50.pkl")
     assert not is_imagenet_classifier({"backbone.stem.conv1.weight"})
     path = tmp_path / "b.safetensors"

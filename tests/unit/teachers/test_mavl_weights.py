@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from ovbridge.teachers.mavl.weights import (
     official_names,
     our_name,
     read_mavl,
-    read_official,
     save_mavl,
 )
 
@@ -118,46 +116,33 @@ def official(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {theirs: tensors[ours] for ours, theirs in official_names(tensors).items()}
 
 
-def test_official_file_is_read_under_our_names(tmp_path: Path) -> None:
-    state = Mavl(TINY).state_dict()
-    content = official({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")})
-    content["class_embed.3.weight"] = content["class_embed.0.weight"]
-    content["transformer.text_encoder.embeddings.position_ids"] = torch.arange(3)
-    content["transformer.text_encoder.pooler.dense.weight"] = torch.zeros(2, 2)
-    torch.save({"model": content, "epoch": 20}, tmp_path / "m.pth")
-    read = read_official(tmp_path / "m.pth")
-    assert set(read) == {k for k in state if not k.endswith("num_batches_tracked")}
-    assert torch.equal(read["class_head.weight"], state["class_head.weight"])
-
-
-def test_foreign_and_dangerous_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist"):
-        read_official(tmp_path / "none.pth")
-    torch.save({"model": {"module.head.weight": torch.zeros(1)}}, tmp_path / "foreign.pth")
-    with pytest.raises(CheckpointError, match=r"module\.head\.weight"):
-        read_official(tmp_path / "foreign.pth")
-    torch.save({"model": {"query_embed.weight": print}}, tmp_path / "code.pth")
-    with pytest.raises(CheckpointError, match=r"code\.pth"):
-        read_official(tmp_path / "code.pth")
-    (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(CheckpointError, match=r"pickle\.pth"):
-        read_official(tmp_path / "pickle.pth")
-
-
 def test_conversion_of_an_official_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = replace(TINY, backbone=replace(TINY.backbone, norm="frozen"))
     monkeypatch.setattr(weights, "mavl_full", lambda: frozen)
     state = Mavl(frozen).state_dict()
-    torch.save({"model": official(state)}, tmp_path / "m.pth")
-    summary = convert_official_mavl(tmp_path / "m.pth", tmp_path / "m.safetensors")
-    assert summary["tensors"] == len(state)
+    content = official(state)
+    content["class_embed.3.weight"] = content["class_embed.0.weight"]
+    content["transformer.text_encoder.embeddings.position_ids"] = torch.arange(3)
+    content["transformer.text_encoder.pooler.dense.weight"] = torch.zeros(2, 2)
+    used = convert_official_mavl(content, tmp_path / "m.safetensors", source="m.pth")
+    assert used.keys() == state.keys()
+    assert torch.equal(used["class_head.weight"], state["class_head.weight"])
     with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
         record = json.loads(file.metadata()[weights.FORMAT])
         assert torch.equal(file.get_tensor("level_embed"), state["level_embed"])
     assert record["tokenizer_name"] == "roberta-base"
     assert "LMDet" in record["trained_on"]
-    del state["level_embed"]
-    torch.save({"model": official(state)}, tmp_path / "m.pth")
-    with pytest.raises(CheckpointError, match="level_embed"):
-        convert_official_mavl(tmp_path / "m.pth", tmp_path / "n.safetensors")
-    assert not (tmp_path / "n.safetensors").exists()
+    target = tmp_path / "n.safetensors"
+    with pytest.raises(CheckpointError, match=r"module\.head\.weight"):
+        convert_official_mavl(content | {"module.head.weight": torch.zeros(1)}, target, source="m.pth")
+    del content["transformer.level_embed"]
+    with pytest.raises(CheckpointError, match=r"m\.pth .*level_embed"):
+        convert_official_mavl(content, target, source="m.pth")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/x.safetensors", "{file}/x.safetensors"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"x\.safetensors cannot be written"):
+        write(Path(place.format(file=tmp_path / "notes.txt")))

@@ -1,14 +1,14 @@
-"""Files of MAVL weights: ours (safetensors with everything in the header) and the official `.pth`, read safely."""
+"""MAVL weights: our files (safetensors with everything in the header) and the names of the official ones."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import pickle
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,28 +66,18 @@ def official_names(state: dict[str, Tensor]) -> dict[str, str]:
     return names
 
 
-def read_official(path: Path) -> dict[str, Tensor]:
-    """The released `MDef_DETR_r101_*.pth` under our names. Reads tensors only: nothing in the file is executed."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} is damaged or holds more than tensors ({reason}): download it again") from error
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} holds no MDef-DETR weights: expected a dictionary with 'model'")
-    renamed = ((our_name(name), tensor) for name, tensor in state.items())
-    return {name: tensor for name, tensor in renamed if name is not None}
+def convert_official_mavl(
+    tensors: Mapping[str, Tensor], target: Path, *, source: str, tokenizer: str = "roberta-base"
+) -> dict[str, Tensor]:
+    """Write the tensors of a released `MDef_DETR_r101_*.pth` as our safetensors file and return them by our names.
 
-
-def convert_official_mavl(source: Path, target: Path, *, tokenizer: str = "roberta-base") -> dict[str, Any]:
-    """Rewrite an official `.pth` as our safetensors file; returns a summary. The tokenizer is named, not stored."""
+    The tokenizer is named, not stored. Raises CheckpointError where `source` is another model's or cut off, or the
+    target cannot be written.
+    """
     with torch.device("meta"):
         model = Mavl(mavl_full())
-    state = read_official(source)
-    _check_names(state, model.state_dict(), str(source))
+    state = {ours: tensor for name, tensor in tensors.items() if (ours := our_name(name)) is not None}
+    _check_names(state, model.state_dict(), source)
     save_mavl(
         target,
         config=mavl_full(),
@@ -96,7 +86,7 @@ def convert_official_mavl(source: Path, target: Path, *, tokenizer: str = "rober
         trained_on="LMDet: Flickr30k, MS-COCO/GQA, Visual Genome phrases (novel names included), arXiv 2111.11430",
         half=False,
     )
-    return {"tensors": len(state), "parameters": sum(t.numel() for t in state.values()), "out": str(target)}
+    return state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +108,28 @@ class MavlFile:
 def save_mavl(
     path: Path, *, config: MavlConfig, state: dict[str, Tensor], tokenizer: Tokenizer | str, trained_on: str, half: bool
 ) -> None:
-    """Write atomically. `half` stores floats as fp16 (half the size, 3 digits); a tokenizer given as text is a name."""
+    """Write atomically. `half` stores floats as fp16 (half the size, 3 digits); a tokenizer given as text is a name.
+
+    Raises CheckpointError where `path` cannot be written.
+    """
     tensors = {
         name: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous().clone()
         for name, t in state.items()
     }
     words = {"tokenizer_name": tokenizer} if isinstance(tokenizer, str) else {"tokenizer": tokenizer.to_str()}
     record = {"config": config.to_json(), "trained_on": trained_on, **words}
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    # One key: safetensors writes several in random order, and equal runs must give equal files.
-    save_file(tensors, partial, metadata={FORMAT: json.dumps(record, sort_keys=True)})
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One key: safetensors writes several in random order, and equal runs must give equal files.
+        save_file(tensors, partial, metadata={FORMAT: json.dumps(record, sort_keys=True)})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path} cannot be written ({reason}): choose another place") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def read_mavl(path: Path, *, tokenizer: str | None = None) -> MavlFile:
