@@ -160,7 +160,6 @@ def _metadata(config: RunConfig, inputs: TrainingInputs) -> DetectorMetadata:
         vocabulary=tuple(inputs.vocabulary.to_json()),
         text_encoder=inputs.bank.encoder,
         templates=inputs.bank.templates,
-        bank_digest=inputs.bank.digest(),
         recipe=config.recipe,
         versions={"ovbridge": __version__},
         extra={

@@ -35,14 +35,21 @@ def test_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("words", "expected"),
     [
         (("--host", "no.such.host.invalid"), "no.such.host.invalid"),
-        (("--port", "70000"), "70000"),
+        (("--host", "a" * 300), "cannot listen"),
+        (("--host", "\u00fc" * 80), "cannot listen"),
+        (("--port", "70000"), "--port is 70000"),
+        (("--port", "-1"), "--port is -1"),
+        (("--max-body-mb", "inf"), "--max-body-mb"),
+        (("--max-megapixels", "1e305"), "--max-megapixels"),
         (("--max-requests", "0"), "--max-requests"),
         (("--workers", "0"), "--workers"),
         (("--api-key-file", "no-such-file"), "no-such-file"),
     ],
 )
 def test_bad_options(words: tuple[str, ...], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert expected in _error(capsys, "--checkpoint", tmp_path / "x.safetensors", *words)
+    line = _error(capsys, "--checkpoint", tmp_path / "absent.safetensors", *words)
+    assert expected in line
+    assert "absent.safetensors" not in line
 
 
 def test_key_comes_from_file_or_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +60,17 @@ def test_key_comes_from_file_or_environment(tmp_path: Path, monkeypatch: pytest.
     file = tmp_path / "key.txt"
     file.write_text("from-file\n")
     assert api_key(file) == "from-file"
-    file.write_text(" \n")
-    with pytest.raises(ConfigError, match="empty"):
-        api_key(file)
+    file.write_text("from-file\n", encoding="utf-8-sig")
+    assert api_key(file) == "from-file"
+
+
+@pytest.mark.parametrize(("text", "words"), [(" \n", "empty"), ("one\ntwo\n", "several lines")])
+def test_a_key_that_no_client_could_send(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "key.txt"
+    file.write_text(text)
+    monkeypatch.setenv("OVBRIDGE_API_KEY", text)
+    for given in (file, None):
+        with pytest.raises(ConfigError, match=words):
+            api_key(given)

@@ -95,7 +95,6 @@ def _detector(tensors: Mapping[str, Tensor], source: Path, target: Path, names: 
         vocabulary=tuple(vocabulary.to_json()),
         text_encoder=bank.encoder,
         templates=bank.templates,
-        bank_digest=bank.digest(),
         recipe=f"converted from {source.name}",
     )
     save_detector(target, model, metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,10 +74,11 @@ def serve(
     from ovbridge.serve.run import address_of, listen
     from ovbridge.serve.run import serve as serve_forever
 
+    body_bytes = _millions("--max-body-mb", max_body_mb)
     limits = Limits(
-        body_bytes=int(_positive("--max-body-mb", max_body_mb) * 1e6),
-        bodies_bytes=max(Limits.bodies_bytes, int(max_body_mb * 2e6)),
-        pixels=int(_positive("--max-megapixels", max_megapixels) * 1e6),
+        body_bytes=body_bytes,
+        bodies_bytes=max(Limits.bodies_bytes, 2 * body_bytes),
+        pixels=_millions("--max-megapixels", max_megapixels),
         requests=int(_positive("--max-requests", max_requests)),
         request_seconds=_positive("--request-seconds", request_seconds),
     )
@@ -106,15 +108,27 @@ def serve(
 
 
 def api_key(file: Path | None) -> str | None:
-    """The key of `file`, else of the environment, else None; raises ConfigError for an absent or empty one."""
+    """The key of `file`, else of the environment, else None.
+
+    Raises ConfigError where it cannot be read, is empty, or is more than one line, which no header can carry.
+    """
     if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
+        text = os.environ.get(KEY_VARIABLE)
+        return _one_line(text, f"the variable {KEY_VARIABLE}") if text else None
     try:
-        key = file.read_text(encoding="utf-8").strip()
+        # A byte order mark, which some editors write, is no part of the key.
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the API key file {file} ({error}): write one line of text into it") from None
+    return _one_line(text, f"the API key file {file}")
+
+
+def _one_line(text: str, where: str) -> str:
+    key = text.strip()
     if not key:
-        raise ConfigError(f"the API key file {file} is empty: write one line of text into it")
+        raise ConfigError(f"{where} is empty: write one line of text into it")
+    if any(ord(character) < 32 or ord(character) == 127 for character in key):
+        raise ConfigError(f"{where} holds several lines or a control character: write one line of text into it")
     return key
 
 
@@ -122,6 +136,13 @@ def _positive(option: str, value: float) -> float:
     if not value > 0:
         raise ConfigError(f"{option} is {value:g}: give more than 0")
     return value
+
+
+def _millions(option: str, value: float) -> int:
+    units = _positive(option, value) * 1e6
+    if not math.isfinite(units):
+        raise ConfigError(f"{option} is {value:g}: give a smaller number")
+    return int(units)
 
 
 def _is_there(module: str) -> bool:

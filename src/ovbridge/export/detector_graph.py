@@ -211,7 +211,7 @@ def _masks(graph: Graph, model: TwoStageDetector, features: list[str], final: Fi
 
 def _properties(model: TwoStageDetector, metadata: DetectorMetadata, half: bool) -> dict[str, str]:
     """What the file says of itself, as texts; lists and records are JSON."""
-    short_side, long_side = metadata.extra.get("test_size", (800, 1333))
+    short_side, long_side = metadata.test_size or (800, 1333)
     preprocessing: dict[str, Any] = {
         "input": "uint8 RGB [batch, height, width, 3]",
         "short_side": short_side,

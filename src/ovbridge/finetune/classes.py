@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ovbridge.data.annotation_check import load_annotations
 from ovbridge.data.splits import vocabulary_of
 from ovbridge.detector import DetectorMetadata
@@ -85,22 +83,13 @@ def write_annotations(path: Path, payload: dict[str, Any]) -> None:
     aside.replace(path)
 
 
-def metadata_of(
-    before: DetectorMetadata, classes: UserClasses, *, text_KD: torch.Tensor, extra: dict[str, Any]
-) -> DetectorMetadata:
-    """What a fine-tuned checkpoint says of itself; `text_KD` are the rows that it was tuned to."""
-    bank = TextBank(
-        names=classes.bank.names,
-        embeddings_KD=text_KD,
-        encoder=classes.bank.encoder,
-        templates=classes.bank.templates,
-    )
+def metadata_of(before: DetectorMetadata, classes: UserClasses, *, extra: dict[str, Any]) -> DetectorMetadata:
+    """What a fine-tuned checkpoint says of itself."""
     return DetectorMetadata(
         stage=before.stage,
         vocabulary=tuple(classes.vocabulary.to_json()),
         text_encoder=before.text_encoder,
         templates=before.templates,
-        bank_digest=bank.digest(),
         recipe=f"{before.recipe} + finetune",
         versions=before.versions,
         extra={**before.extra, **extra},

@@ -127,7 +127,7 @@ def finetune(
         model, before = load_detector(checkpoint)
         model = model.to(default_device())
         model.set_text_bank(classes.bank.embeddings_KD)
-        old = metadata_of(before, classes, text_KD=classes.bank.embeddings_KD, extra={})
+        old = metadata_of(before, classes, extra={})
         figures: dict[str, Any] = {"new_classes": list(classes.added), "classes": list(classes.given)}
         if holdout is not None:
             figures["before"] = _figures(model, old, holdout, classes, config.batch)
@@ -206,7 +206,7 @@ def _tune(
     config: FinetuneConfig,
 ) -> DetectorMetadata:
     """Train `model` in place; returns what the result says of itself."""
-    short, long = before.extra.get("test_size", PAPER_SIZE)
+    short, long = before.test_size or PAPER_SIZE
     short_sides, longest = tuple(round(short * s) for s in SCALES), round(long * max(SCALES))
     transform = TrainTransform(
         short_sides=short_sides, max_long_side=longest, jitter=JITTER, versions=0 if config.naive else config.versions
@@ -257,9 +257,8 @@ def _tune(
     if isinstance(tuned, FineTunedDetector):
         tuned.apply_rows(learning=False)
     model.requires_grad_(False).eval()
-    text_KD = model.roi_head.classifier.text_KD.detach().cpu()
     extra = {"finetuned": {"classes": list(classes.given), "naive": config.naive, "wise": config.wise}}
-    return metadata_of(before, classes, text_KD=text_KD, extra=extra)
+    return metadata_of(before, classes, extra=extra)
 
 
 def _naive_losses(model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

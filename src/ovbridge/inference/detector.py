@@ -99,7 +99,7 @@ class Detector:
         self._stored_rows = dict(zip(metadata.names, model.roi_head.classifier.text_KD.cpu(), strict=True))
         self._encoded_rows: dict[str, Tensor] = {}
         self._examples: list[tuple[Sequence[ImageLike], Tensor]] = []
-        self._short_side, self._long_side = metadata.extra.get("test_size", PAPER_SIZE)
+        self._short_side, self._long_side = metadata.test_size or PAPER_SIZE
 
     @classmethod
     def load(

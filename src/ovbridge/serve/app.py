@@ -161,7 +161,7 @@ def _add_detection(app: FastAPI, service: Service, api_key: str | None) -> None:
     async def detect(request: Request) -> Response:
         async with service.budget.body(request) as content, service.within_time():
             upload = await _read(service, request, content)
-            asked = read_asked(schemas.DetectAsked, request.query_params.multi_items(), upload.fields, limits)
+            asked = read_asked(schemas.DetectAsked, request.query_params.multi_items(), upload, limits)
             if upload.image is None:
                 raise _no_image()
             picture = await service.decoding(engine.picture, upload.image)
@@ -181,7 +181,7 @@ def _add_detection(app: FastAPI, service: Service, api_key: str | None) -> None:
     async def embed(request: Request) -> Response:
         async with service.budget.body(request) as content, service.within_time():
             upload = await _read(service, request, content)
-            asked = read_asked(schemas.EmbedAsked, request.query_params.multi_items(), upload.fields, limits)
+            asked = read_asked(schemas.EmbedAsked, request.query_params.multi_items(), upload, limits)
             if upload.image is None and not asked.names:
                 raise unprocessable("nothing_to_embed", "give names, a picture as 'image', or both")
             if upload.image is None and asked.box is not None:
@@ -245,7 +245,7 @@ def _add_search(app: FastAPI, service: Service, search: RegionSearch, api_key: s
         responses=refusals, openapi_extra={"parameters": schemas.query_parameters(schemas.TextSearchAsked)},
     )  # fmt: skip
     async def search_by_text(request: Request) -> Response:
-        asked = read_asked(schemas.TextSearchAsked, request.query_params.multi_items(), {}, limits)
+        asked = read_asked(schemas.TextSearchAsked, request.query_params.multi_items(), Upload(), limits)
         async with service.within_time():
             hits = await service.encoding(search.by_text, asked.text, asked.top)
             return _json(await service.decoding(answer, hits, asked.thumbnails))
@@ -257,7 +257,7 @@ def _add_search(app: FastAPI, service: Service, search: RegionSearch, api_key: s
     async def search_by_crop(request: Request) -> Response:
         async with service.budget.body(request) as content, service.within_time():
             upload = await _read(service, request, content)
-            asked = read_asked(schemas.CropSearchAsked, request.query_params.multi_items(), upload.fields, limits)
+            asked = read_asked(schemas.CropSearchAsked, request.query_params.multi_items(), upload, limits)
             if upload.image is None:
                 raise _no_image()
             crop = await service.decoding(_crop, upload.image, asked.box, limits.pixels)
@@ -288,15 +288,15 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _add_page(app: FastAPI) -> None:
     files = page_files()
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
         return files["index.html"].answer(request)
 
-    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
         return files["docs.html"].answer(request)
 
-    @app.api_route("/page/{name:path}", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/page/{name:path}", include_in_schema=False)
     async def page_file(request: Request, name: str) -> Response:
         if name not in files:
             raise RequestError(404, "not_found", "there is no such file")

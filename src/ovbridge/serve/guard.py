@@ -40,7 +40,7 @@ class Guard:
         self, app: ASGIApp, *, limits: Limits, metrics: Metrics, load: Load, routes: frozenset[str], api_key: str | None
     ) -> None:
         self._app, self._limits, self._metrics, self._load, self._routes = app, limits, metrics, load, routes
-        self._key_digest = None if api_key is None else _digest(api_key)
+        self._key_digest = None if api_key is None else _digest(api_key.encode("utf-8", "surrogateescape"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or answer at once."""
@@ -60,11 +60,13 @@ class Guard:
             await send(message)
 
         counted = scope["path"] not in _FREE
+        # HEAD is GET without the body (RFC 9110, 9.3.2), which the protocol leaves out; load balancers probe with it.
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         self._load.under_way += counted
         self._metrics.under_way.set(self._load.under_way)
         try:
             self._check(scope)
-            await self._app(scope, receive, send_counted)
+            await self._app(inner, receive, send_counted)
         except RequestError as failure:
             await _answer(failure, send_counted)
         finally:
@@ -93,13 +95,17 @@ class Guard:
 
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
+        given = headers.get("x-api-key") or (token.strip(" \t") if scheme.lower() == "bearer" else "")
+        # Some clients send a key in UTF-8, others in Latin-1, as which every header is decoded here.
+        forms = [given.encode("latin-1"), given.encode("utf-8")]
         # Digests have one length: the comparison tells nothing about the key, not even how long it is.
-        return self._key_digest is not None and hmac.compare_digest(_digest(given), self._key_digest)
+        return self._key_digest is not None and any(
+            hmac.compare_digest(_digest(form), self._key_digest) for form in forms
+        )
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 async def _answer(failure: RequestError, send: Send) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ovbridge.serve.failures import unprocessable
 from ovbridge.serve.limits import Limits
 from ovbridge.serve.schemas import Asked
+from ovbridge.serve.uploads import Upload
 
 A = TypeVar("A", bound=Asked)
 
@@ -18,21 +19,23 @@ _ALIASES = {"score_threshold": "threshold", "name": "names"}
 _ADDRESS_MARK = "://"
 
 
-def read_asked(kind: type[A], query: Iterable[tuple[str, str]], fields: Mapping[str, list[str]], limits: Limits) -> A:
-    """The parameters of a request; a form field goes before a query parameter of the same name.
+def read_asked(kind: type[A], query: Iterable[tuple[str, str]], upload: Upload, limits: Limits) -> A:
+    """The parameters of a request; a field of the body goes before a query parameter of the same name.
 
     Raises RequestError (422): unknown, repeated, too many, or of the wrong form.
     """
     given: dict[str, list[str]] = {}
     for name, value in query:
         given.setdefault(_ALIASES.get(name, name), []).append(value)
-    given |= {_ALIASES.get(name, name): values for name, values in fields.items()}
+    in_body = {_ALIASES.get(name, name): values for name, values in upload.fields.items()}
+    given |= in_body
     values: dict[str, Any] = {}
     for name, texts in given.items():
         if name not in kind.model_fields:
             raise _unknown(name, kind)
         if name == "names":
-            values["names"] = split_names(texts, limits)
+            whole = upload.is_list and name in in_body
+            values["names"] = listed_names(texts, limits) if whole else split_names(texts, limits)
         elif len(texts) != 1:
             raise unprocessable("bad_parameter", f"{name} is given {len(texts)} times: give it once")
         else:
@@ -45,16 +48,40 @@ def read_asked(kind: type[A], query: Iterable[tuple[str, str]], fields: Mapping[
         raise unprocessable("bad_parameter", f"{where}: {first['msg'][:200]}") from None
 
 
-def split_names(texts: list[str], limits: Limits) -> list[str] | None:
-    """Names with commas between, or repeated, each once and in order; None where there is none.
+def split_names(texts: list[str], limits: Limits) -> list[str]:
+    """Names with commas between, or repeated, each once and in order.
 
-    Raises RequestError (422) for too many, one too long, one that is an address, or no text.
+    Raises RequestError (422) for none, too many, one too long, one that is an address, or no text.
     """
     # Counted before anything is split: a body may hold millions.
-    if sum(text.count(",") + text.count("|") + 1 for text in texts) > limits.names:
-        raise unprocessable("too_many_names", f"there are more than {limits.names} names: ask for fewer at a time")
+    _check_count(sum(text.count(",") + text.count("|") + 1 for text in texts), limits)
     names = dict.fromkeys(name.strip() for text in texts for name in text.split(","))
     names.pop("", None)
+    _check_names(names, limits)
+    return list(names)
+
+
+def listed_names(texts: list[str], limits: Limits) -> list[str]:
+    """The items of a list, each a name as it is: commas belong to it, and it may come twice.
+
+    Raises RequestError (422) as `split_names`, and for an empty item.
+    """
+    _check_count(len(texts), limits)
+    names = [text.strip() for text in texts]
+    _check_names(names, limits)
+    if "" in names:
+        raise unprocessable("bad_parameter", f"names: item {names.index('')} of the list is empty: leave it out")
+    return names
+
+
+def _check_count(count: int, limits: Limits) -> None:
+    if count > limits.names:
+        raise unprocessable("too_many_names", f"there are more than {limits.names} names: ask for fewer at a time")
+
+
+def _check_names(names: Collection[str], limits: Limits) -> None:
+    if not names:
+        raise unprocessable("bad_parameter", "names holds no name: write one, or leave the parameter out")
     for name in names:
         if len(name) > limits.name_characters:
             raise unprocessable(
@@ -65,7 +92,6 @@ def split_names(texts: list[str], limits: Limits) -> list[str] | None:
             raise unprocessable("address_refused", "a name is an address: names are words, and nothing is fetched")
         if not _is_text(name):
             raise unprocessable("bad_parameter", "a name holds half of a character: send whole Unicode text")
-    return list(names) or None
 
 
 def read_box(text: str | None, width: int, height: int) -> tuple[float, float, float, float]:

@@ -19,6 +19,8 @@ MAX_HEADER_BYTES = 1_000_000
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket bound to `host`:`port` (0 takes a free one); raises ConfigError where that is not possible."""
+    if not 0 <= port < 65536:
+        raise ConfigError(f"--port is {port}: give a number from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -26,7 +28,7 @@ def listen(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"cannot listen on {host}:{port} ({reason}): choose another --port or --host") from None
     bound.set_inheritable(True)

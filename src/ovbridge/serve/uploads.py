@@ -23,9 +23,6 @@ IMAGE_FIELDS = ("image", "file")
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
 """What a file part should say it is; the bytes decide."""
 
-RAW_TYPES = (*IMAGE_TYPES, "application/octet-stream")
-"""Content types of a body that is the picture itself."""
-
 MAX_PART_HEADER_BYTES = 4_000
 
 
@@ -35,6 +32,8 @@ class Upload:
 
     fields: dict[str, list[str]] = field(default_factory=dict)
     """Form fields in order, by name."""
+    is_list: bool = False
+    """Whether each value is one whole item; in a form, commas separate items too."""
     image: bytes | None = None
     """The picture as uploaded."""
 
@@ -95,7 +94,8 @@ def read_upload(content: bytes, content_type: str, limits: Limits) -> Upload:
         return _read_json(content)
     if kind == "application/x-www-form-urlencoded":
         return _read_urlencoded(content, limits)
-    if kind in RAW_TYPES:
+    # Whichever kind of picture it claims to be, rightly spelt or not: the bytes decide.
+    if kind.startswith("image/") or kind == "application/octet-stream":
         return Upload(image=content)
     if not kind and not content:
         return Upload()
@@ -115,7 +115,7 @@ class _Parts:
     """Collects the parts of a multipart body."""
 
     def __init__(self, most_parts: int) -> None:
-        self.upload = Upload()
+        self.upload, self.is_whole = Upload(), False
         self._most_parts, self._parts = most_parts, 0
         self._header_name, self._header_value = bytearray(), bytearray()
         self._headers: dict[bytes, bytes] = {}
@@ -154,6 +154,9 @@ class _Parts:
             raise unprocessable("bad_body", "there are two pictures: send one a request")
         self.upload.image = bytes(self._data)
 
+    def on_end(self) -> None:
+        self.is_whole = True
+
 
 def _read_multipart(content: bytes, content_type: str, limits: Limits) -> Upload:
     _, options = parse_options_header(content_type.encode("latin-1", "replace"))
@@ -165,6 +168,7 @@ def _read_multipart(content: bytes, content_type: str, limits: Limits) -> Upload
         name: getattr(parts, name)
         for name in (
             "on_part_begin", "on_part_data", "on_part_end", "on_header_field", "on_header_value", "on_header_end",
+            "on_end",
         )
     }  # fmt: skip
     try:
@@ -174,8 +178,15 @@ def _read_multipart(content: bytes, content_type: str, limits: Limits) -> Upload
     except _TooManyPartsError:
         raise _too_many_fields(limits) from None
     except FormParserError:
-        raise unprocessable("bad_body", "the multipart body is damaged or cut short") from None
+        raise _damaged() from None
+    # The parser is content without the closing boundary: what was cut would be missing without a word.
+    if not parts.is_whole:
+        raise _damaged()
     return parts.upload
+
+
+def _damaged() -> RequestError:
+    return unprocessable("bad_body", "the multipart body is damaged or cut short: send the whole form again")
 
 
 def _read_urlencoded(content: bytes, limits: Limits) -> Upload:
@@ -202,7 +213,7 @@ def _read_json(content: bytes) -> Upload:
         if not all(isinstance(item, str) for item in values) or (name == "names" and not isinstance(value, list)):
             raise unprocessable("bad_body", f"{name[:60]!r} must be a list of texts")
         fields[name] = values
-    return Upload(fields=fields)
+    return Upload(fields=fields, is_list=True)
 
 
 def _too_many_fields(limits: Limits) -> RequestError:

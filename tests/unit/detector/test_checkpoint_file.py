@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from ovbridge.detector.checkpoint_file import FORMAT, refuse_foreign_target
 from ovbridge.errors import CheckpointError
 
 MakeDetector = Callable[..., TwoStageDetector]
+BANK = "roi_head.classifier.text_KD"
 
 
 def metadata(classes: int = 5) -> DetectorMetadata:
@@ -39,7 +41,6 @@ def metadata(classes: int = 5) -> DetectorMetadata:
         stage="rkd",
         vocabulary=tuple({"name": f"thing {i}", "role": "base", "category_id": i} for i in range(classes)),
         text_encoder="builtin",
-        bank_digest="abc",
         recipe="world",
         extra={"seed": 3},
     )
@@ -57,6 +58,30 @@ def test_broken_configuration_names_the_field() -> None:
         DetectorConfig.from_json(record)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("classifier.scale", -1),
+        ("rpn.nms_iou", -1),
+        ("rpn.post_nms_test", -1),
+        ("rpn.aspect_ratios", []),
+        ("roi.canonical_stride", -1),
+        ("pixels.size_divisibility", -1),
+        ("pixels.std", [0, 1, 1]),
+        ("projection.embedding_dim", -1),
+        ("backbone.channels", []),
+        ("backbone.stem_channels", -1),
+        ("postprocess.nms_iou", float("nan")),
+    ],
+)
+def test_numbers_that_make_no_detector_are_named(field: str, value: Any) -> None:
+    record = world_r18_fpn(embedding_dim=8).to_json()
+    part, name = field.split(".")
+    record[part][name] = value
+    with pytest.raises(CheckpointError, match=field.replace(".", r"\.")):
+        DetectorConfig.from_json(record)
+
+
 def test_round_trip_keeps_weights_freezing_and_metadata(tmp_path: Path, tiny_detector: MakeDetector) -> None:
     model = to_weight_transfer(tiny_detector(), seed=1)
     path = tmp_path / "new" / "detector.safetensors"
@@ -65,7 +90,7 @@ def test_round_trip_keeps_weights_freezing_and_metadata(tmp_path: Path, tiny_det
     assert loaded.config == model.config
     assert not loaded.training
     assert seen.names == tuple(f"thing {i}" for i in range(5))
-    assert replace(seen, versions={}) == metadata()
+    assert replace(seen, versions={}, bank_digest="") == metadata()
     assert seen.versions["torch"] == str(torch.__version__)
     state = model.state_dict()
     assert state.keys() == loaded.state_dict().keys()
@@ -131,7 +156,7 @@ def test_files_with_three_metadata_keys_are_read(tmp_path: Path, tiny_detector: 
     save_file({"x": torch.zeros(1)}, path, metadata=texts | {"format": "ovbridge-detector-9"})
     with pytest.raises(CheckpointError, match="format 'ovbridge-detector-9'"):
         load_detector(path)
-    for broken in ("{", "[]", '{"config": {}}', '{"config": {"name": 1}, "metadata": {}}'):
+    for broken in ("{", "[]", "[" * 100_000, '{"config": {}}', '{"config": {"name": 1}, "metadata": {}}'):
         save_file({"x": torch.zeros(1)}, path, metadata={FORMAT: broken})
         with pytest.raises(CheckpointError, match="write the checkpoint again") as caught:
             read_metadata(path)
@@ -154,3 +179,91 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, tiny_detector: MakeDe
     save_file(tensors, path, metadata=texts)
     with pytest.raises(CheckpointError, match=r"surprise" if change == "add" else r"rpn\.conv\.weight"):
         load_detector(path)
+
+
+def _tamper(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> None:
+    """Rewrite a checkpoint after `change` has had its records and tensors."""
+    with safe_open(path, framework="pt") as file:
+        records = json.loads(file.metadata()[FORMAT])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    change(records, tensors)
+    save_file(tensors, path, metadata={FORMAT: json.dumps(records)})
+
+
+@pytest.mark.parametrize(
+    ("bank", "old", "words"),
+    [
+        (lambda rows: rows.flip(0), False, "not those that were written together"),
+        (lambda rows: rows * float("nan"), True, "'thing 0' is no unit vector"),
+        (torch.zeros_like, True, "'thing 0' is no unit vector"),
+        (lambda rows: rows.int(), True, r"should be \(5, 8\) float32, the file has \(5, 8\) int32"),
+        (lambda rows: rows.sum(), True, r"the file has \(\) float32"),
+    ],
+)
+def test_a_text_bank_of_other_names_is_refused(
+    tmp_path: Path, bank: Callable[[torch.Tensor], torch.Tensor], old: bool, words: str
+) -> None:
+    def change(records: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        tensors[BANK] = bank(tensors[BANK]).contiguous()
+        if old:
+            del records["metadata"]["bank_digest"]
+
+    path = tmp_path / "detector.safetensors"
+    _save_a_fixed_detector(path)
+    _tamper(path, change)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_detector(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("digest", ["", "0123abc"])
+def test_files_whose_digest_cannot_be_checked_are_read(tmp_path: Path, digest: str) -> None:
+    path = tmp_path / "detector.safetensors"
+    _save_a_fixed_detector(path)
+    _tamper(path, lambda records, tensors: records["metadata"].update(bank_digest=digest))
+    model, seen = load_detector(path)
+    save_detector(path, model, seen)
+    assert load_detector(path)[1].bank_digest.startswith("stored-rows-sha256:")
+
+
+def _without_classes(records: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    records["metadata"]["vocabulary"] = []
+    tensors[BANK] = tensors[BANK][:0]
+
+
+def _set(part: str, *path: str | int, to: Any) -> Callable[[dict[str, Any], dict[str, torch.Tensor]], None]:
+    def change(records: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        at: Any = records[part]
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = to
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        *(
+            (_set("metadata", "extra", "test_size", to=size), "test_size")
+            for size in ("a", ["a", "b"], [1, 2, 3], None, [float("nan"), 2], [0, 0], [-5, 100])
+        ),
+        (_set("metadata", "vocabulary", 1, to={"role": "base"}), "class 1 of its vocabulary has no name"),
+        (_set("metadata", "vocabulary", 1, "name", to=["mug"]), "class 1 of its vocabulary has no name"),
+        (_set("metadata", "vocabulary", 1, "name", to="thing 0"), "'thing 0' appears twice"),
+        (_set("metadata", "vocabulary", 1, "name", to="\ud800"), "surrogates"),
+        (_set("metadata", "vocabulary", to=7), "vocabulary"),
+        (_without_classes, "its vocabulary has no class"),
+        (_set("config", "backbone", "depths", to=[2]), "no detector can be built"),
+        (_set("config", "classifier", "scale", to=-1), r"detector\.safetensors.*classifier\.scale"),
+    ],
+)
+def test_records_that_make_no_detector_are_refused_in_one_line(
+    tmp_path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None], words: str
+) -> None:
+    path = tmp_path / "detector.safetensors"
+    _save_a_fixed_detector(path)
+    _tamper(path, change)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_detector(path)
+    assert "\n" not in str(caught.value)

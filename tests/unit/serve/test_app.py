@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import struct
 import time
 import zlib
@@ -66,14 +67,16 @@ def test_every_way_to_send_a_picture_agrees(client: TestClient, picture: bytes) 
     wanted = _post(client, picture, names="mug,kite", threshold="0.5").json()
     query = "names=mug&names=kite&threshold=0.5"
     raw = client.post(f"/v1/detect?{query}", content=picture, headers={"content-type": "image/png"})
+    misspelt = client.post(f"/v1/detect?{query}", content=picture, headers={"content-type": "image/jpg"})
     octets = client.post(f"/v1/detect?{query}", content=picture, headers={"content-type": "application/octet-stream"})
     form = client.post(f"/v1/detect?{query}", files={"file": picture})
-    assert raw.json() == octets.json() == form.json() == wanted
+    assert raw.json() == misspelt.json() == octets.json() == form.json() == wanted
 
 
 def test_without_names_the_vocabulary_is_used(client: TestClient, picture: bytes, engine: Engine) -> None:
     assert _post(client, picture).json()["names"] == list(engine.detector.names)
-    assert _post(client, picture, names=" , ").json()["names"] == list(engine.detector.names)
+    for empty in ("", " , "):
+        assert "leave the parameter out" in _refused(_post(client, picture, names=empty), 422, "bad_parameter")
 
 
 def test_synonyms_and_thresholds_of_their_own(client: TestClient, picture: bytes) -> None:
@@ -140,6 +143,14 @@ def test_embeddings_are_unit_and_the_stored_ones(
     both = client.post("/v1/embed", files={"image": picture}, data={"names": "mug"}).json()
     assert both["image"] is not None
     assert len(both["names"]) == 1
+
+
+def test_every_text_of_a_list_is_embedded_as_it_is(client: TestClient) -> None:
+    texts = ["a, b", "c", "mug", "mug"]
+    found = client.post("/v1/embed", json={"names": texts}).json()["names"]
+    assert [entry["name"] for entry in found] == texts
+    assert found[2] == found[3]
+    assert found[0]["embedding"] != found[1]["embedding"]
 
 
 def test_vocabulary(client: TestClient, engine: Engine) -> None:
@@ -238,14 +249,30 @@ def test_requests_without_a_picture(client: TestClient) -> None:
         (b"[]", "application/json", 422, "bad_body"),
         (b'{"names": "mug"}', "application/json", 422, "bad_body"),
         (b'{"names": [1]}', "application/json", 422, "bad_body"),
+        (b'{"names": []}', "application/json", 422, "bad_parameter"),
+        (b'{"names": ["mug", " "]}', "application/json", 422, "bad_parameter"),
+        (json.dumps({"names": ["n"] * 21}).encode(), "application/json", 422, "too_many_names"),
         (b'{"names": ["\\ud800"]}', "application/json", 422, "bad_parameter"),
         (b"x", "multipart/form-data", 422, "bad_body"),
         (b"x", "multipart/form-data; boundary=b", 422, "bad_body"),
         (b"--b\r\n\r\nx\r\n--b--\r\n", "multipart/form-data; boundary=b", 422, "bad_body"),
+        (b"--b--\r\n", "multipart/form-data; boundary=b", 422, "nothing_to_embed"),
     ],
 )
 def test_bad_bodies(client: TestClient, body: bytes, kind: str, status: int, code: str) -> None:
     _refused(client.post("/v1/embed", content=body, headers={"content-type": kind}), status, code)
+
+
+@pytest.mark.parametrize("cut", [3, 12, 60, 300])
+def test_a_form_that_was_cut_is_refused(client: TestClient, picture: bytes, cut: int) -> None:
+    # From the end: in the closing boundary, in the value of names, in the headers of names, in the picture.
+    head = b'--bound\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n'
+    form = head % (b"image", b'; filename="p.png"') + picture + b"\r\n" + head % (b"names", b"")
+    form += b"mug\r\n--bound--"
+    headers = {"content-type": "multipart/form-data; boundary=bound"}
+    assert client.post("/v1/detect", content=form, headers=headers).json()["names"] == ["mug"]
+    message = _refused(client.post("/v1/detect", content=form[:-cut], headers=headers), 422, "bad_body")
+    assert "cut short" in message
 
 
 def test_boxes_outside_the_picture(client: TestClient, picture: bytes) -> None:
@@ -295,6 +322,23 @@ def test_health_and_metrics(client: TestClient, picture: bytes) -> None:
     assert "ovbridge_batch_size_bucket" in text
     client.get("/some/path")
     assert "/some/path" not in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/vocabulary"])
+def test_head_is_answered_as_get(client: TestClient, path: str) -> None:
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.headers["content-length"]) == (200, get.headers["content-length"])
+    assert client.head("/v1/detect").status_code == 405
+    assert "head" not in client.get("/openapi.json").json()["paths"].get(path, {})
+
+
+def test_a_key_beyond_ascii(engine: Engine) -> None:
+    key = "schl\u00fcssel \u00e0"
+    with TestClient(create_app(Service(engine, workers=1), api_key=key)) as client:
+        for raw in (key.encode("utf-8"), key.encode("latin-1")):
+            for headers in ([(b"X-API-Key", raw)], [(b"Authorization", b"Bearer " + raw)]):
+                assert client.get("/v1/vocabulary", headers=headers).status_code == 200
+        _refused(client.get("/v1/vocabulary", headers=[(b"X-API-Key", b"schl\xc3ssel")]), 401, "no_key")
 
 
 def test_api_key(engine: Engine) -> None:
