@@ -5,6 +5,7 @@ Every mode and orientation becomes [H, W, 3] uint8 RGB.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def read_image(path: str | Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """
     path = Path(path)
     if not is_there(path):
-        what = "is a folder, not an image" if path.is_dir() else "does not exist"
+        what = "is a folder, not an image" if os.path.isdir(path) else "does not exist"
         raise DataError(f"image {path} {what}: check the path")
     try:
         with Image.open(opened(path)) as image:

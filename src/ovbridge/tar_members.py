@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def is_there(path: Path) -> bool:
     """Whether `path` is a file, on disk or in an archive."""
     archive = _archive_of(path)
     if archive is None:
-        return path.is_file()
+        return os.path.isfile(path)  # Path.is_file raises where a name is too long for the file system.
     return path.relative_to(archive).as_posix() in _index(archive, archive.stat().st_mtime_ns)
 
 
@@ -45,7 +46,7 @@ def members(archive: Path) -> list[str]:
 
 
 def _archive_of(path: Path) -> Path | None:
-    return next((parent for parent in path.parents if parent.suffix == ".tar" and parent.is_file()), None)
+    return next((parent for parent in path.parents if parent.suffix == ".tar" and os.path.isfile(parent)), None)
 
 
 @functools.lru_cache(maxsize=INDEXED_ARCHIVES)

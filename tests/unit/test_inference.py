@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import sys
 import types
 from collections.abc import Sequence
@@ -102,6 +103,42 @@ def test_every_way_to_give_a_picture_agrees(detector: Detector, picture: np.ndar
         assert torch.equal(result.boxes_xyxy, results[0].boxes_xyxy)
 
 
+@pytest.mark.parametrize("tiling", [None, Tiling(size=96, overlap=0)])
+def test_mirrored_and_read_only_arrays_are_pictures_too(
+    detector: Detector, tiling: Tiling | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    own_size = np.random.default_rng(0).integers(0, 255, (96, 160, 3), dtype=np.uint8)
+    locked = own_size.copy()
+    locked.flags.writeable = False
+    for given in (own_size[:, ::-1, ::-1], locked):
+        found = detector.detect(given, tiling=tiling)
+        assert torch.equal(found.boxes_xyxy, detector.detect(given.copy(), tiling=tiling).boxes_xyxy)
+    assert not recwarn.list
+
+
+def _cut_png(picture: np.ndarray) -> Image.Image:
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG")
+    return Image.open(io.BytesIO(content.getvalue()[:500]))
+
+
+def test_pictures_that_are_none_are_named(detector: Detector, picture: np.ndarray) -> None:
+    for image, message in (
+        (Image.new("RGB", (0, 5)), "is empty"),
+        (_cut_png(picture), "cannot be decoded"),
+        ("x" * 300, "does not exist"),
+    ):
+        with pytest.raises(DataError, match=message):
+            detector.detect(image)
+    with pytest.raises(DataError, match="images is one picture, not several"):
+        detector.detect_batch("x.png")
+    for crop in ("crop.png", picture, Image.fromarray(picture)):
+        with pytest.raises(DataError, match="example of 'cup' is one picture"):
+            detector.detect(picture, like={"cup": crop})
+    with pytest.raises(VocabularyError, match="no example crop"):
+        detector.example_row([])
+
+
 def test_batch_agrees_with_one_at_a_time(detector: Detector, picture: np.ndarray) -> None:
     # Of three shapes, so that two would be padded to a size that they do not have alone.
     pictures = [picture, picture[:, :90], picture[:40], picture[::-1].copy()]
@@ -197,11 +234,18 @@ def test_missing_encoder_names_the_new_names(checkpoint: Path, picture: np.ndarr
         ([], "no name"),
         (["  "], "no name"),
         ("mug,kite", r"\['mug', 'kite'\]"),
+        ([None], "None is a NoneType: give a text"),
+        (["mug", "\udcff"], "no UTF-8 text"),
     ],
 )
 def test_bad_names(detector: Detector, picture: np.ndarray, names: list[str], message: str) -> None:
     with pytest.raises(VocabularyError, match=message):
         detector.detect(picture, names)
+
+
+def test_names_come_in_any_sequence(detector: Detector, picture: np.ndarray) -> None:
+    assert detector.detect(picture, np.array(["bell", "mug"])).names == ("bell", "mug")
+    assert detector.text_rows([]).shape == (0, DIM)
 
 
 @pytest.mark.parametrize(
@@ -217,8 +261,9 @@ def test_bad_sources(checkpoint: Path, tmp_path: Path) -> None:
         Detector.load(tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
         Detector.load(tmp_path / "x.safetensors")
-    with pytest.raises(ConfigError, match="cannot be used"):
-        Detector.load(checkpoint, "no-such-device")
+    for device in ("no-such-device", "meta"):
+        with pytest.raises(ConfigError, match="cannot be used"):
+            Detector.load(checkpoint, device)
 
 
 def test_synonyms_score_as_the_best_of_them(detector: Detector, picture: np.ndarray) -> None:
@@ -278,6 +323,33 @@ def test_examples_mix_with_names(detector: Detector, picture: np.ndarray) -> Non
     torch.testing.assert_close(mixed.scores[mixed.class_ids == 0].max(), text.scores[text.class_ids == 0].max())
     with pytest.raises(VocabularyError, match="no example crop for 'cup'"):
         detector.detect(picture, like={"cup": []})
+
+
+def test_changed_examples_are_seen_and_the_same_are_embedded_once(
+    checkpoint: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = FakeEncoder()
+    detector = Detector.load(checkpoint, "cpu", text_encoder=encoder)
+    embedded: list[int] = []
+    embed = encoder.embed_crops
+    monkeypatch.setattr(
+        FakeEncoder, "embed_crops", lambda self, crops: embedded.append(len(crops)) or embed(crops), raising=True
+    )
+    first, second = np.full((5, 5, 3), 19, np.uint8), np.full((5, 5, 3), 20, np.uint8)
+
+    def best(crops: list[np.ndarray], **options: object) -> float:
+        return float(detector.detect(picture, like={"cup": crops}, score_threshold=0.0, **options).scores.max())
+
+    crops = [first.copy()]
+    before = best(crops)
+    assert best([first], tiling=Tiling(size=100)) >= before
+    assert embedded == [1]
+    crops[0] = second
+    after = best(crops)
+    assert after != before
+    crops[0][:] = 19
+    assert best(crops) == before
+    assert embedded == [1, 1]
 
 
 def test_text_encoder_without_pictures_is_refused(checkpoint: Path, picture: np.ndarray) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -16,13 +17,17 @@ from ovbridge.console import Ticker, stdout
 from ovbridge.errors import ConfigError, DataError, VocabularyError
 
 if TYPE_CHECKING:
-    from ovbridge.inference import Detector
+    import numpy as np
+
+    from ovbridge.inference import Detector, Tiling
     from ovbridge.inference.formats import ImageResult
     from ovbridge.inference.inputs import Picture
     from ovbridge.inference.outputs import OutputFolder
     from ovbridge.structures import Detections
 
 OutputFormat = Literal["pictures", "json", "coco", "yolo", "label-studio"]
+PICTURES: tuple[OutputFormat, ...] = ("pictures",)
+OVERLAP = 0.2
 
 EXAMPLES = """
 ovbridge detect photo.jpg --names "red mug,scissors" --out found
@@ -46,13 +51,13 @@ def detect(
     names_file: Path | None = None,
     like: tuple[str, ...] = (),
     out: Path | None = None,
-    format: tuple[OutputFormat, ...] = ("pictures",),
+    format: tuple[OutputFormat, ...] = PICTURES,
     overwrite: bool = False,
     score_threshold: float = 0.3,
     max_detections: int = 100,
     every: int = 1,
     tile: int | None = None,
-    overlap: float = 0.2,
+    overlap: float = OVERLAP,
     batch: int = 1,
     device: str | None = None,
     precision: DetectionPrecisionName = "fp32",
@@ -83,12 +88,17 @@ def detect(
         text_encoder: CLIP for names that the checkpoint does not know; by default the one that it names.
         as_json: print the detections as JSON.
     """
-    from ovbridge.inference.inputs import count_pictures, image_paths, pictures, planned_stems
+    from ovbridge.inference.formats import run_record
+    from ovbridge.inference.inputs import count_pictures, image_paths, pictures
     from ovbridge.inference.outputs import OutputFolder
+    from ovbridge.inference.stems import planned_stems
 
     _check_numbers(score_threshold=score_threshold, max_detections=max_detections, every=every, batch=batch)
+    _check_format(format, out)
+    tiling = _tiling(tile, overlap)
     paths = image_paths(images)
     wanted = _names(names, names_file)
+    examples = _examples(like)
     stems = planned_stems(paths)
     target = None
     if out is not None:
@@ -101,11 +111,10 @@ def detect(
     search = _Search(
         detector=detector,
         names=wanted,
-        like=_examples(like),
+        like=examples,
         score_threshold=score_threshold,
         max_detections=max_detections,
-        tile=tile,
-        overlap=overlap,
+        tiling=tiling,
     )
     results: list[ImageResult] = []
     faults: list[Picture] = []
@@ -114,12 +123,15 @@ def detect(
             faults += [picture for picture in part if picture.pixels is None]
             readable = [picture for picture in part if picture.pixels is not None]
             for picture, found in zip(readable, search([p.pixels for p in readable]), strict=True):
-                results.append(_written(picture, found, stems.get(picture.path), target))
+                results.append(_written(picture, found, stems[picture.path], target))
             tick(len(part))
-    if results:
-        if target is not None:
-            target.write_run(results, results[0].detections.names, checkpoint)
-        _report(results, faults, checkpoint, out, as_json=as_json)
+    record = run_record(results, [(fault.label, fault.fault) for fault in faults], checkpoint)
+    if results and target is not None:
+        target.write_run(results, results[0].detections.names, checkpoint, record)
+    if as_json:
+        print(json.dumps(record, indent=2))
+    elif results:
+        _report(record, out)
     if faults:
         others = f" ({len(faults) - 1} more could not be read)" if len(faults) > 1 else ""
         raise DataError(f"{faults[0].fault}{others}")
@@ -131,16 +143,13 @@ class _Search:
 
     detector: Detector
     names: list[str] | None
-    like: dict[str, list[str]]
+    like: dict[str, list[np.ndarray[Any, Any]]]
     score_threshold: float
     max_detections: int
-    tile: int | None
-    overlap: float
+    tiling: Tiling | None
 
     def __call__(self, images: Sequence[Any]) -> list[Detections]:
-        from ovbridge.inference import Tiling
-
-        if self.tile is None:
+        if self.tiling is None:
             return self.detector.detect_batch(
                 images,
                 self.names,
@@ -148,7 +157,6 @@ class _Search:
                 score_threshold=self.score_threshold,
                 max_detections=self.max_detections,
             )
-        tiling = Tiling(size=self.tile, overlap=self.overlap)
         return [
             self.detector.detect(
                 image,
@@ -156,7 +164,7 @@ class _Search:
                 like=self.like,
                 score_threshold=self.score_threshold,
                 max_detections=self.max_detections,
-                tiling=tiling,
+                tiling=self.tiling,
             )
             for image in images
         ]
@@ -180,6 +188,23 @@ def _check_numbers(*, score_threshold: float, max_detections: int, every: int, b
             raise ConfigError(f"{option} is {value}: give at least 1")
 
 
+def _check_format(format: tuple[OutputFormat, ...], out: Path | None) -> None:
+    if not format:
+        raise ConfigError(f"--format names nothing to write: choose {', '.join(get_args(OutputFormat))}")
+    if out is None and format != PICTURES:
+        raise ConfigError(f"--format {' '.join(format)} writes into a folder: name one with --out")
+
+
+def _tiling(tile: int | None, overlap: float) -> Tiling | None:
+    if tile is None:
+        if overlap != OVERLAP:
+            raise ConfigError(f"--overlap {overlap:g} is that of tiles: give their side with --tile")
+        return None
+    from ovbridge.inference import Tiling
+
+    return Tiling(size=tile, overlap=overlap)
+
+
 def _names(names: str, names_file: Path | None) -> list[str] | None:
     """Words of --names and --names-file together, or None if neither is given."""
     if names.startswith("@"):
@@ -187,9 +212,11 @@ def _names(names: str, names_file: Path | None) -> list[str] | None:
             raise ConfigError("--names @FILE and --names-file say the same thing: give one of them")
         names, names_file = "", Path(names[1:])
     wanted = [name for name in names.split(",") if name.strip()]
+    if names and not wanted:
+        raise VocabularyError(f"--names {names!r} holds no name: give at least one, e.g. 'red mug,scissors'")
     if names_file is not None:
         try:
-            lines = names_file.read_text(encoding="utf-8-sig").splitlines()
+            lines = names_file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise VocabularyError(
@@ -202,17 +229,19 @@ def _names(names: str, names_file: Path | None) -> list[str] | None:
     return wanted or None
 
 
-def _examples(like: Sequence[str]) -> dict[str, list[str]]:
+def _examples(like: Sequence[str]) -> dict[str, list[np.ndarray[Any, Any]]]:
     """Crops by class: "NAME=FILE" under its name, plain files together under the first one's."""
-    examples: dict[str, list[str]] = {}
-    plain = next((Path(word).stem for word in like if "=" not in word or Path(word).is_file()), "")
+    from ovbridge.images import read_image
+
+    examples: dict[str, list[np.ndarray[Any, Any]]] = {}
+    plain = next((Path(word).stem for word in like if "=" not in word or os.path.isfile(word)), "")
     for word in like:
         name, equals, file = word.partition("=")
-        if not equals or Path(word).is_file():
+        if not equals or os.path.isfile(word):
             name, file = plain, word
         if not name.strip() or not file:
             raise ConfigError(f"--like {word!r} is neither a crop nor NAME=crop.jpg: name a picture file")
-        examples.setdefault(name.strip(), []).append(file)
+        examples.setdefault(name.strip(), []).append(read_image(file))
     return examples
 
 
@@ -221,37 +250,28 @@ def _batches(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
         yield part
 
 
-def _written(picture: Picture, found: Detections, stem: str | None, target: OutputFolder | None) -> ImageResult:
+def _written(picture: Picture, found: Detections, stem: str, target: OutputFolder | None) -> ImageResult:
     from ovbridge.inference.formats import ImageResult
+    from ovbridge.inference.stems import frame_stem
 
     assert picture.pixels is not None
     height, width = picture.pixels.shape[:2]
-    own_stem = stem or picture.path.stem
     if picture.frame is not None:
-        own_stem = f"{own_stem}_{picture.frame:06d}"
-    result = ImageResult(image=picture.label, stem=own_stem, width=width, height=height, detections=found)
+        stem = frame_stem(stem, picture.frame)
+    result = ImageResult(image=picture.label, stem=stem, width=width, height=height, detections=found)
     if target is None:
         return result
     if picture.frame is not None:
-        target.claim_picture(own_stem)
+        target.claim_picture(stem)
     drawn = target.write_picture(picture.pixels, result)
     return replace(result, drawn=None if drawn is None else str(drawn))
 
 
-def _report(
-    results: Sequence[ImageResult], faults: Sequence[Picture], checkpoint: str, out: Path | None, *, as_json: bool
-) -> None:
-    from ovbridge.inference.formats import json_record
-
-    records = [json_record(result) for result in results]
-    if as_json:
-        skipped = [{"image": fault.label, "reason": fault.fault} for fault in faults]
-        print(json.dumps({"checkpoint": checkpoint, "images": records, "skipped": skipped}, indent=2))
-        return
-    for record in records:
-        things = ", ".join(f"{d['name']} {d['score']:.2f}" for d in record["detections"]) or "nothing"
-        stdout.print(f"{record['image']}: {things}", soft_wrap=True, markup=False)
-    for fault in faults:
-        stdout.print(f"skipped: {fault.fault}", soft_wrap=True, markup=False)
+def _report(record: Mapping[str, Any], out: Path | None) -> None:
+    for image in record["images"]:
+        things = ", ".join(f"{d['name']} {d['score']:.2f}" for d in image["detections"]) or "nothing"
+        stdout.print(f"{image['image']}: {things}", soft_wrap=True, markup=False)
+    for skipped in record["skipped"]:
+        stdout.print(f"skipped: {skipped['reason']}", soft_wrap=True, markup=False)
     if out is not None:
         stdout.print(f"results in {out}", soft_wrap=True, markup=False)

@@ -45,13 +45,16 @@ def unit_rows(graph: Graph, rows: str) -> str:
 def best_pairs(
     graph: Graph, query_BPD: str, real_BP: str, text_KD: str, bias: float | None, limit: int
 ) -> tuple[str, str, str]:
-    """The `limit` best pairs of region and name: scores [B, C], region [B, C] and row [B, C] int64."""
+    """The `limit` best pairs of region and name: scores [B, C], region [B, C] and row [B, C] int64.
+
+    Where the vocabulary is empty, one unusable pair an image.
+    """
     total_1, width_1 = graph.size(text_KD, 0), graph.constant([COLUMNS_AT_ONCE])
     batch = graph.size(query_BPD, 0)
     real_BP1 = graph.add("Unsqueeze", real_BP, graph.constant([-1]))
-    empty = graph.shape(batch, 0)
-    first_scores = graph.add("Expand", graph.constant(0.0), empty)
-    first_pairs = graph.add("Expand", graph.constant(0), empty)
+    one_each = graph.shape(batch, 1)
+    first_scores = graph.add("Expand", graph.constant(UNUSABLE), one_each)
+    first_pairs = graph.add("Expand", graph.constant(0), one_each)
     trips = graph.add("Div", graph.add("Add", total_1, graph.constant([COLUMNS_AT_ONCE - 1])), width_1)
 
     def chunk(inner: Graph, iteration: str, state: list[str]) -> tuple[str | None, list[str], list[str]]:
@@ -74,7 +77,8 @@ def best_pairs(
 
     carried = [(first_scores, TensorProto.FLOAT), (first_pairs, TensorProto.INT64)]
     scores_BC, pairs_BC = graph.loop(trips, carried, chunk)
-    return scores_BC, graph.add("Div", pairs_BC, total_1), graph.add("Mod", pairs_BC, total_1)
+    divisor_1 = graph.add("Max", total_1, graph.constant([1]))
+    return scores_BC, graph.add("Div", pairs_BC, divisor_1), graph.add("Mod", pairs_BC, divisor_1)
 
 
 def select(

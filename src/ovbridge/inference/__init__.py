@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from ovbridge.inference.queries import Query, parse_query
 
 if TYPE_CHECKING:
-    from ovbridge.inference.detector import PAPER_SIZE, Detector, Examples, ImageEncoder, ImageLike, TextEncoder
+    from ovbridge.inference.detector import PAPER_SIZE, Detector, Examples
+    from ovbridge.inference.encoders import ImageEncoder, TextEncoder
+    from ovbridge.inference.pictures import ImageLike
     from ovbridge.inference.sources import BUILTIN, CHECKPOINT_NAME, builtin_checkpoint
     from ovbridge.inference.tiling import Tiling
 

@@ -5,14 +5,13 @@ Legend: K names, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, get_args, runtime_checkable
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,43 +23,27 @@ from ovbridge.detector import (
     load_detector,
     to_original_size,
 )
-from ovbridge.detector.boxes import clip_boxes, nonempty
 from ovbridge.detector.postprocess import RowClasses
 from ovbridge.device import DetectionPrecision, Precision, autocast, default_device
-from ovbridge.errors import ConfigError, DataError, OVBridgeError, TeacherError, VocabularyError
-from ovbridge.images import read_image, resize_pixels, resized_size, rgb_array
+from ovbridge.errors import ConfigError, OVBridgeError, TeacherError, VocabularyError
+from ovbridge.images import resize_pixels, resized_size
+from ovbridge.inference.encoders import ImageEncoder, TextEncoder
 from ovbridge.inference.hub import push_checkpoint
+from ovbridge.inference.picture_boxes import box_scale, check_boxes, picture_size
+from ovbridge.inference.pictures import ImageLike, Pixels, check_several, picture_pixels, pixels_digest
 from ovbridge.inference.queries import Query, parse_queries
 from ovbridge.inference.sources import BUILTIN, CHECKPOINT_NAME, checkpoint_path
 from ovbridge.inference.tiling import Tiling, merge_tiles
 from ovbridge.structures import Detections, Proposals
-from ovbridge.vocabulary import TextBank
 
 PAPER_SIZE = (800, 1333)
 """Short side and longest side at detection where the checkpoint does not name others (`extra["test_size"]`)."""
 
-ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
 Examples = Mapping[str, Sequence[ImageLike]]
 """Example crops of each class, by its name."""
 
 _SAME_ENCODER_COSINE = 0.98
 _REMEMBERED_NAMES = 10_000
-_REMEMBERED_EXAMPLES = 100
-
-
-class TextEncoder(Protocol):
-    """Whatever turns names into the embeddings that the detector was trained against."""
-
-    def embed_names(self, names: Sequence[str], templates: Sequence[str]) -> TextBank:
-        """One row a name, not normalised."""
-
-
-@runtime_checkable
-class ImageEncoder(Protocol):
-    """Its counterpart for pictures, in the same embedding space."""
-
-    def embed_crops(self, crops: Sequence[np.ndarray[Any, Any]]) -> Tensor:
-        """One row a crop, not normalised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +81,7 @@ class Detector:
         self._encoder_checked = False
         self._stored_rows = dict(zip(metadata.names, model.roi_head.classifier.text_KD.cpu(), strict=True))
         self._encoded_rows: dict[str, Tensor] = {}
-        self._examples: list[tuple[Sequence[ImageLike], Tensor]] = []
+        self._example_rows: dict[bytes, Tensor] = {}
         self._short_side, self._long_side = metadata.test_size or PAPER_SIZE
 
     @classmethod
@@ -169,9 +152,11 @@ class Detector:
             return self.detect_batch(
                 [image], names, like=like, score_threshold=score_threshold, max_detections=max_detections
             )[0]
-        pixels = _pixels(image)
+        pixels = picture_pixels(image)
+        if like:
+            like = _with_pixels(like)  # Read once, not for every tile.
         whole = (0, 0, pixels.shape[1], pixels.shape[0])
-        tiles = list(dict.fromkeys([whole, *tiling.boxes(*_size(pixels))]))
+        tiles = list(dict.fromkeys([whole, *tiling.boxes(*picture_size(pixels))]))
         parts = [
             self.detect_batch(
                 [pixels[top:bottom, left:right]],
@@ -182,7 +167,7 @@ class Detector:
             )[0]
             for left, top, right, bottom in tiles
         ]
-        return merge_tiles(parts, tiles, _size(pixels), max_detections=max_detections)
+        return merge_tiles(parts, tiles, picture_size(pixels), max_detections=max_detections)
 
     def queries_for(self, names: Sequence[str]) -> list[Query] | None:
         """What to ask for to get a data set's classes in its own order; None where the checkpoint has them so.
@@ -206,13 +191,15 @@ class Detector:
             raise ConfigError(f"score_threshold is {score_threshold}: give a number from 0 to 1")
         if max_detections < 1:
             raise ConfigError(f"max_detections is {max_detections}: give at least 1")
+        check_several(images, "images")
         queries = None if names is None else parse_queries(names, self._stored_rows)
-        if like:
-            queries = _with_examples(queries or (), like)
-        bank = None if queries is None else self._query_bank(queries, like or {}, score_threshold)
+        crops = _with_pixels(like or {})
+        if crops:
+            queries = _with_examples(queries or (), crops)
+        bank = None if queries is None else self._query_bank(queries, crops, score_threshold)
         if not images:
             return []
-        originals = [_pixels(image) for image in images]
+        originals = [picture_pixels(image) for image in images]
         resized = [self.resize(pixels) for pixels in originals]
         postprocess = replace(
             self._model.config.postprocess,
@@ -228,7 +215,7 @@ class Detector:
         found = self.detect_resized(resized, [search] * len(resized))
         wanted = self.names if queries is None else tuple(query.name for query in queries)
         return [
-            _as_detections(to_original_size(raw, _size(small), _size(original)), wanted)
+            _as_detections(to_original_size(raw, picture_size(small), picture_size(original)), wanted)
             for raw, small, original in zip(found, resized, originals, strict=True)
         ]
 
@@ -265,11 +252,11 @@ class Detector:
         """The `count` best class-agnostic boxes of the region proposal network, in pixels of the picture given."""
         if count < 1:
             raise ConfigError(f"count is {count}: ask for at least one box")
-        original = _pixels(image)
+        original = picture_pixels(image)
         small = self.resize(original)
         found = self._model.propose([self._input(small)], count)[0]
         return Proposals(
-            boxes_xyxy=found.boxes_xyxy.float().cpu() / _box_scale(small, original), scores=found.scores.float().cpu()
+            boxes_xyxy=found.boxes_xyxy.float().cpu() / box_scale(small, original), scores=found.scores.float().cpu()
         )
 
     def embed_regions(self, image: ImageLike, boxes_xyxy: Tensor) -> Tensor:
@@ -277,10 +264,10 @@ class Detector:
 
         Raises DataError for a box without area inside the picture.
         """
-        original = _pixels(image)
-        _check_boxes(boxes_xyxy, *_size(original))
+        original = picture_pixels(image)
+        check_boxes(boxes_xyxy, *picture_size(original))
         small = self.resize(original)
-        boxes = boxes_xyxy.float() * _box_scale(small, original)
+        boxes = boxes_xyxy.float() * box_scale(small, original)
         return self._model.region_embeddings([self._input(small)], [boxes])[0].float().cpu()
 
     def detect_resized(
@@ -315,7 +302,7 @@ class Detector:
     def padded_size(self, resized_HW3: np.ndarray[Any, Any]) -> tuple[int, int]:
         """Height and width to which the network pads a picture that comes alone."""
         multiple = max(self._model.config.pixels.size_divisibility, 1)
-        height, width = _size(resized_HW3)
+        height, width = picture_size(resized_HW3)
         return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
     def _input(self, pixels_HW3: np.ndarray[Any, Any]) -> Tensor:
@@ -323,12 +310,14 @@ class Detector:
 
     def resize(self, pixels_HW3: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The picture at the size that the checkpoint was made for."""
-        height, width = _size(pixels_HW3)
+        height, width = picture_size(pixels_HW3)
         size = resized_size(height, width, short_side=self._short_side, long_side=self._long_side)
         return resize_pixels(pixels_HW3, size)
 
     def text_rows(self, names: Sequence[str]) -> Tensor:
         """[K, D] unit text embeddings: stored rows where there are, the text encoder's for the rest."""
+        if len(names) == 0:
+            return self._model.roi_head.classifier.text_KD[:0].cpu()
         absent = [name for name in names if name not in self._stored_rows and name not in self._encoded_rows]
         if absent:
             if len(self._encoded_rows) + len(absent) > _REMEMBERED_NAMES:
@@ -344,13 +333,16 @@ class Detector:
 
         Raises TeacherError if the encoder that the checkpoint names cannot be loaded or embeds no pictures.
         """
+        pixels = _crop_pixels(crops, "the class")
         encoder = self._checked_encoder("the examples")
         if not isinstance(encoder, ImageEncoder):
             raise TeacherError(f"the encoder given embeds no pictures: give {self.metadata.text_encoder!r}")
-        units = F.normalize(encoder.embed_crops([_pixels(crop) for crop in crops]).float(), dim=1)
+        units = F.normalize(encoder.embed_crops(pixels).float(), dim=1)
         return F.normalize(units.mean(dim=0), dim=0).cpu()
 
-    def _query_bank(self, queries: Sequence[Query], like: Examples, score_threshold: float) -> _QueryBank:
+    def _query_bank(
+        self, queries: Sequence[Query], like: Mapping[str, Sequence[Pixels]], score_threshold: float
+    ) -> _QueryBank:
         words = list(dict.fromkeys(word for query in queries for word in query.words))
         row_of = dict(zip(words, self.text_rows(words), strict=True)) if words else {}
         thresholds = [score_threshold if q.score_threshold is None else q.score_threshold for q in queries]
@@ -369,13 +361,16 @@ class Detector:
             lowest_threshold=min(thresholds),
         )
 
-    def _remembered_example(self, crops: Sequence[ImageLike]) -> Tensor:
-        # The very same list comes with every picture of a call: it is embedded once.
-        found = next((row for given, row in self._examples if given is crops), None)
-        if found is None:
-            found = self.example_row(crops)
-            self._examples = [*self._examples[-_REMEMBERED_EXAMPLES:], (crops, found)]
-        return found
+    def _remembered_example(self, crops: Sequence[Pixels]) -> Tensor:
+        # The same examples come with every picture and every tile: they are embedded once.
+        key = pixels_digest(crops)
+        row_D = self._example_rows.get(key)
+        if row_D is None:
+            row_D = self.example_row(crops)
+            if len(self._example_rows) >= _REMEMBERED_NAMES:
+                self._example_rows.clear()
+            self._example_rows[key] = row_D
+        return row_D
 
     def _encode(self, names: Sequence[str]) -> Tensor:
         encoder = self._checked_encoder(", ".join(map(repr, names)))
@@ -416,31 +411,26 @@ def _named_encoder(encoder_id: str, wanted: str) -> TextEncoder:
 def _usable_device(device: torch.device | str | None) -> torch.device:
     try:
         wanted = default_device() if device is None else torch.device(device)
-        torch.empty(0, device=wanted)
+        torch.zeros(1, device=wanted).item()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device!s} cannot be used ({str(error).splitlines()[0]}): try 'cpu'") from None
     return wanted
 
 
-def _pixels(image: ImageLike) -> np.ndarray[Any, Any]:
-    """[H, W, 3] uint8 RGB of whatever was given."""
-    if isinstance(image, (str, Path)):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        return rgb_array(image)
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise DataError(f"an image array must be [H, W, 3] uint8 in RGB order, got {array.shape} {array.dtype}")
-    if 0 in array.shape:
-        raise DataError(f"the image array is empty: its shape is {array.shape}")
-    return array if array.ndim == 3 and array.shape[2] == 3 else rgb_array(Image.fromarray(array))
+def _with_pixels(like: Examples) -> dict[str, list[Pixels]]:
+    """`like` with its crops read; raises VocabularyError for a class without any."""
+    return {name: _crop_pixels(crops, repr(name)) for name, crops in like.items()}
 
 
-def _with_examples(queries: Sequence[Query], like: Examples) -> tuple[Query, ...]:
+def _crop_pixels(crops: Sequence[ImageLike], what: str) -> list[Pixels]:
+    check_several(crops, f"the example of {what}")
+    if not crops:
+        raise VocabularyError(f"there is no example crop for {what}: give at least one picture")
+    return [picture_pixels(crop) for crop in crops]
+
+
+def _with_examples(queries: Sequence[Query], like: Iterable[str]) -> tuple[Query, ...]:
     """`queries` and a class without words for each example of another name."""
-    empty = next((name for name, crops in like.items() if not crops), None)
-    if empty is not None:
-        raise VocabularyError(f"there is no example crop for {empty!r}: give at least one picture")
     known = {query.name for query in queries}
     return (*queries, *(Query(name=name, words=()) for name in like if name not in known))
 
@@ -453,23 +443,3 @@ def _as_detections(found: RawDetections, names: tuple[str, ...]) -> Detections:
         names=names,
         masks=None if found.masks is None else found.masks.cpu(),
     )
-
-
-def _size(pixels_HW3: np.ndarray[Any, Any]) -> tuple[int, int]:
-    return int(pixels_HW3.shape[0]), int(pixels_HW3.shape[1])
-
-
-def _check_boxes(boxes_xyxy: Tensor, height: int, width: int) -> None:
-    if boxes_xyxy.ndim != 2 or boxes_xyxy.shape[1] != 4:
-        raise DataError(f"boxes must be [N, 4] (x1, y1, x2, y2) in pixels, got {list(boxes_xyxy.shape)}")
-    inside = clip_boxes(boxes_xyxy.float(), (height, width))
-    for i in (~nonempty(inside)).nonzero().flatten().tolist()[:1]:
-        raise DataError(
-            f"box {i} is {boxes_xyxy[i].tolist()}, which has no area inside the picture of {width} x {height} pixels"
-        )
-
-
-def _box_scale(resized_HW3: np.ndarray[Any, Any], original_HW3: np.ndarray[Any, Any]) -> Tensor:
-    """[4] factors from pixels of the original to pixels of the resized picture."""
-    (height, width), (original_height, original_width) = _size(resized_HW3), _size(original_HW3)
-    return torch.tensor([width / original_width, height / original_height] * 2)

@@ -43,6 +43,15 @@ def json_record(result: ImageResult) -> dict[str, Any]:
     }
 
 
+def run_record(results: Sequence[ImageResult], skipped: Sequence[tuple[str, str]], checkpoint: str) -> dict[str, Any]:
+    """A whole run as `--json` prints it; `skipped` has each image that could not be read, and why."""
+    return {
+        "checkpoint": checkpoint,
+        "images": [json_record(result) for result in results],
+        "skipped": [{"image": image, "reason": reason} for image, reason in skipped],
+    }
+
+
 def image_ids(results: Sequence[ImageResult]) -> list[int]:
     """COCO image ids: the numbers that the files are called by if all are (000000000139.jpg), else 1, 2, ..."""
     stems = [result.stem for result in results]

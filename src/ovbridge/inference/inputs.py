@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,30 +47,16 @@ def image_paths(given: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for word in given:
         path = Path(word)
-        if path.is_dir():
+        if os.path.isdir(word):  # Path.is_dir raises where a name is too long for the file system.
             found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES)
-        elif not path.exists() and glob.has_magic(word):
-            found = sorted(Path(p) for p in glob.glob(word, recursive=True) if Path(p).is_file())
+        elif not os.path.exists(word) and glob.has_magic(word):
+            found = _matches(word) or _matches(_with_literal_folder(word))
         else:
             found = [path]
         if not found:
             raise DataError(f"{word} holds no image ({', '.join(sorted(SUFFIXES))}): check the path")
         paths += found
     return list(dict.fromkeys(paths))
-
-
-def planned_stems(paths: Sequence[Path]) -> dict[Path, str]:
-    """A file name without ending for the results of each path, made unique where two have the same one."""
-    stems: dict[Path, str] = {}
-    taken: set[str] = set()
-    for path in paths:
-        stem, count = path.stem, 1
-        while stem in taken:
-            count += 1
-            stem = f"{path.stem}_{count}"
-        taken.add(stem)
-        stems[path] = stem
-    return stems
 
 
 def is_video(path: Path) -> bool:
@@ -97,7 +84,7 @@ def count_pictures(paths: Sequence[Path], *, every: int) -> int:
 def _frames(path: Path, every: int) -> Iterator[Picture]:
     import cv2
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         yield Picture(path=path, fault=f"video {path} does not exist: check the path")
         return
     capture = cv2.VideoCapture(str(path))
@@ -130,3 +117,14 @@ def _frame_count(path: Path, every: int) -> int:
     finally:
         capture.release()
     return max(1, -(-announced // every))
+
+
+def _matches(pattern: str) -> list[Path]:
+    return sorted(Path(p) for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
+
+
+def _with_literal_folder(pattern: str) -> str:
+    """The pattern with the folder that it begins with taken as it is spelt: "x[1]/*.png" where there is an x[1]."""
+    path = Path(pattern)
+    folder = next(parent for parent in path.parents if os.path.isdir(parent))
+    return os.path.join(glob.escape(str(folder)), path.relative_to(folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ovbridge.errors import ConfigError
-from ovbridge.inference.formats import ImageResult, coco_images, coco_results, json_record, label_studio_task
+from ovbridge.inference.formats import ImageResult, coco_images, coco_results, label_studio_task
 from ovbridge.structures import Detections
 
 OutputFormat = Literal["pictures", "json", "coco", "yolo", "label-studio"]
@@ -48,6 +48,9 @@ class OutputFolder:
         self._draw, self._overwrite = draw, overwrite
         for target in self._whole_run_files():
             self._claim(target)
+        labels = folder / YOLO_FOLDER
+        if "yolo" in self._formats and labels.exists() and not labels.is_dir():
+            raise ConfigError(f"{labels} is no folder, and labels are to be written into it: name another with --out")
 
     def claim_picture(self, stem: str) -> None:
         """Raise ConfigError if a file of the picture `stem` exists or would replace one of the pictures given."""
@@ -69,11 +72,12 @@ class OutputFolder:
         self._draw(pixels, result.detections).save(target, quality=92)
         return target
 
-    def write_run(self, results: Sequence[ImageResult], names: Sequence[str], checkpoint: str) -> None:
-        """The files of the whole run."""
+    def write_run(
+        self, results: Sequence[ImageResult], names: Sequence[str], checkpoint: str, record: Mapping[str, Any]
+    ) -> None:
+        """The files of the whole run; `record` is that of `run_record`."""
         if "json" in self._formats:
-            records = {"checkpoint": checkpoint, "images": [json_record(result) for result in results]}
-            self._dump(JSON_NAME, records)
+            self._dump(JSON_NAME, record)
         if "coco" in self._formats:
             self._dump(COCO_NAMES[0], coco_results(results))
             self._dump(COCO_NAMES[1], coco_images(results, names))
@@ -89,6 +93,8 @@ class OutputFolder:
     def _claim(self, target: Path) -> None:
         if target.resolve() in self._originals:
             raise ConfigError(f"--out {self.folder} would replace {target}: name another folder")
+        if target.is_dir():
+            raise ConfigError(f"{target} is a folder where a file is to be written: name another folder with --out")
         if target.exists() and not self._overwrite:
             raise ConfigError(f"{target} exists: name another folder with --out, or add --overwrite")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -106,10 +107,58 @@ def test_unreadable_pictures_are_named_and_the_rest_is_done(
     assert [Path(s["image"]).name for s in printed["skipped"]] == ["aa.jpg"]
 
 
+def test_json_says_what_was_skipped(
+    folder: Path, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = folder / "aa.jpg"
+    bad.write_bytes(b"\xff\xd8 not really")
+    with pytest.raises(DataError):
+        run([str(bad), *_options(checkpoint)])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["images"] == []
+    assert [s["image"] for s in printed["skipped"]] == [str(bad)]
+    with pytest.raises(DataError):
+        run([str(folder), "--out", str(tmp_path / "out"), *_options(checkpoint, "--format", "json")])
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "detections.json").read_text())
+
+
+def test_frames_and_pictures_do_not_share_files(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(folder / "clip_000000.jpg")
+    writer = cv2.VideoWriter(str(folder / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    run([str(folder), "--out", str(out), *_options(checkpoint, "--format", "pictures", "yolo")])
+    drawn = [record["drawn"] for record in json.loads(capsys.readouterr().out)["images"]]
+    assert drawn == [str(out / "clip_000000.jpg"), str(out / "clip_000000_2.jpg")]
+    assert len(list((out / "labels").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("taken", "form", "message"),
+    [
+        ("a.jpg/", "pictures", "is a folder"),
+        ("detections.json/", "json", "is a folder"),
+        ("labels", "yolo", "is no folder"),
+    ],
+)
+def test_folders_where_files_go_are_named(
+    folder: Path, tmp_path: Path, checkpoint: Path, taken: str, form: str, message: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / taken).mkdir() if taken.endswith("/") else (out / taken).touch()
+    with pytest.raises(ConfigError, match=message):
+        run([str(folder / "a.png"), "--out", str(out), "--overwrite", *_options(checkpoint, "--format", form)])
+
+
 def test_names_from_a_file_with_synonyms_and_thresholds(
     folder: Path, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "names.txt").write_text("thing = 0\n\nkite|mug = 1\n".replace("thing = 0\n", ""))
+    (tmp_path / "names.txt").write_text("\nkite|mug = 1\n")
     run([str(folder / "a.png"), "--names-file", str(tmp_path / "names.txt"), *_options(checkpoint)])
     assert json.loads(capsys.readouterr().out)["images"][0]["detections"] == []
     run([str(folder / "a.png"), "--names", f"@{tmp_path / 'names.txt'}", *_options(checkpoint)])
@@ -117,6 +166,12 @@ def test_names_from_a_file_with_synonyms_and_thresholds(
     run([str(folder / "a.png"), "--names", "kite|mug", *_options(checkpoint)])
     found = json.loads(capsys.readouterr().out)["images"][0]["detections"]
     assert [d["name"] for d in found] == ["kite"] * 3
+
+
+def test_only_line_ends_part_the_names_of_a_file(folder: Path, tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "names.txt").write_bytes("mug\r\nkite\u2028mug\x0bmug\x85mug\n".encode())
+    with pytest.raises(TeacherError, match=r"no stored text embedding for 'kite.*mug.*mug.*mug', and"):
+        run([str(folder / "a.png"), "--names-file", str(tmp_path / "names.txt"), *_options(checkpoint)])
 
 
 @pytest.mark.parametrize(
@@ -131,14 +186,21 @@ def test_names_from_a_file_with_synonyms_and_thresholds(
         (["--tile", "64", "--overlap", "1"], ConfigError, "overlap"),
         (["--format", "gif"], ConfigError, "gif"),
         (["--like", "=x.jpg"], ConfigError, "neither a crop"),
-        (["--like", "cup=x.jpg"], TeacherError, "the examples"),
+        (["--like", "cup=x.jpg"], DataError, "x.jpg does not exist"),
+        (["--like", "x" * 300], DataError, "does not exist"),
+        (["--like", "cup=PICTURE"], TeacherError, "the examples"),
+        (["--names", " ,"], VocabularyError, "holds no name"),
+        (["--format", "coco"], ConfigError, "--format coco writes into a folder: name one with --out"),
+        (["--format"], ConfigError, "--format names nothing"),
+        (["--overlap", "0.5"], ConfigError, "--overlap 0.5 is that of tiles"),
     ],
 )
 def test_mistakes_are_one_line(
     folder: Path, checkpoint: Path, options: list[str], error: type[OVBridgeError], message: str
 ) -> None:
+    picture = str(folder / "a.png")
     with pytest.raises(error, match=message) as caught:
-        run([str(folder / "a.png"), "--checkpoint", str(checkpoint), *options])
+        run([picture, "--checkpoint", str(checkpoint), *(word.replace("PICTURE", picture) for word in options)])
     assert "\n" not in str(caught.value)
 
 

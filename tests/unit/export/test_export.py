@@ -45,12 +45,12 @@ def checkpoint(model: TwoStageDetector, tmp_path_factory: pytest.TempPathFactory
     return path
 
 
-def _scores(path: Path, pixels: np.ndarray) -> np.ndarray:
+def _scores(path: Path, pixels: np.ndarray, **more: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     inputs = {"images": pixels[None], "image_sizes": np.array([pixels.shape[:2]]), "score_threshold": np.float32([0])}
-    return session.run(None, inputs)[1]
+    return session.run(None, inputs | more)[1]
 
 
 def test_one_file_says_what_it_is(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,6 +82,7 @@ def test_precisions_shrink_the_file_and_keep_the_scores_near(model: TwoStageDete
     assert half.bytes < 0.6 * exact.bytes
     assert small.bytes < 0.5 * exact.bytes
     wanted = _scores(exact.path, pictures[0])[:20]
+    assert len(_scores(exact.path, pictures[0], vocabulary=np.zeros((0, 32), np.float32))) == 0
     for file, tolerance in ((half, 0.02), (small, 0.1)):
         assert float(np.abs(_scores(file.path, pictures[0])[:20] - wanted).max()) < tolerance
         assert {e.key: e.value for e in onnx.load(str(file.path)).metadata_props}["precision"] == file.precision

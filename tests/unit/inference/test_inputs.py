@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ovbridge.errors import ConfigError, DataError
-from ovbridge.inference.inputs import count_pictures, image_paths, pictures, planned_stems
+from ovbridge.inference.inputs import count_pictures, image_paths, pictures
 
 
 @pytest.fixture
@@ -40,6 +40,16 @@ def test_folders_and_globs_are_expanded_in_order(folder: Path) -> None:
     assert image_paths([str(folder / "b.jpg"), str(folder)]) == [everything[1], everything[0], everything[2]]
 
 
+def test_folders_with_glob_characters_are_taken_as_they_are_spelt(folder: Path) -> None:
+    odd = folder / "x[1]"
+    odd.mkdir()
+    (folder / "a.png").rename(odd / "a.png")
+    assert image_paths([str(odd / "*.png")]) == [odd / "a.png"]
+    (folder / "x1").mkdir()
+    (odd / "a.png").rename(folder / "x1" / "a.png")
+    assert image_paths([str(odd / "*.png")]) == [folder / "x1" / "a.png"]
+
+
 def test_nothing_to_detect_in_is_said(folder: Path) -> None:
     (folder / "empty").mkdir()
     for words in ([str(folder / "empty")], [str(folder / "*.webp")]):
@@ -47,11 +57,6 @@ def test_nothing_to_detect_in_is_said(folder: Path) -> None:
             image_paths(words)
     with pytest.raises(ConfigError, match="no image given"):
         image_paths([])
-
-
-def test_stems_never_collide() -> None:
-    paths = [Path("x/b.jpg"), Path("y/b.png"), Path("y/c.png")]
-    assert list(planned_stems(paths).values()) == ["b", "b_2", "c"]
 
 
 def test_every_third_frame_in_rgb(video: Path) -> None:
@@ -71,3 +76,8 @@ def test_broken_videos_are_one_line_each(video: Path, tmp_path: Path) -> None:
     assert [picture.pixels for picture in found] == [None, None]
     assert "broken.mp4 cannot be read" in found[0].fault
     assert "gone.mp4 does not exist" in found[1].fault
+
+
+def test_names_too_long_for_the_file_system_are_files_that_do_not_exist() -> None:
+    paths = image_paths(["a" * 300, "a" * 300 + ".mp4"])
+    assert all("does not exist" in picture.fault for picture in pictures(paths, every=1))

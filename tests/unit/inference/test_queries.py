@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ovbridge.errors import VocabularyError
@@ -20,6 +22,15 @@ def test_a_stored_name_is_taken_as_it_stands() -> None:
 def test_bad_queries(text: str) -> None:
     with pytest.raises(VocabularyError):
         parse_query(text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"words": "mug"}, "one string"), ({"score_threshold": 5.0}, "from 0 to 1"), ({"words": (None,)}, "give a text")],
+)
+def test_queries_that_would_not_mean_what_they_say(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(VocabularyError, match=message):
+        Query(**{"name": "mug", "words": ("mug",), **fields})
 
 
 def test_one_name_once() -> None:
