@@ -134,7 +134,7 @@ def _image_file_faults(annotations: Path, folder: Path) -> list[str]:
         image = folder / str(image_file_name(record))
         expected = (record["height"], record["width"])
         try:
-            # A turned image also fits with its sides swapped, see `read_image`.
+            # A turned image also fits with its sides swapped, see `read_annotated`.
             if expected not in (actual := image_hw(image), actual[::-1]):
                 found.append(
                     f"image {image} is {actual[1]}x{actual[0]}, {annotations.name} says {expected[1]}x{expected[0]}"
