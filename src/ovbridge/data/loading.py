@@ -143,6 +143,8 @@ class ImageLabelDataset:
         min_score: float = 0.0,
         max_labels: int | None = None,
     ) -> None:
+        if max_labels is not None and max_labels < 1:
+            raise ConfigError(f"data.max_tags is {max_labels}: give at least 1, or null for all")
         self._labels = {key: _confident(labels, min_score, max_labels) for key, labels in tags.items()}
         self.images = tuple(i for i in images if len(self._labels.get(i.file_name, ())))
         if not self.images:

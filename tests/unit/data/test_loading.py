@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ovbridge import images
 from ovbridge.data.coco import CocoDataset, CocoImage
 from ovbridge.data.image_labels import TaggedImage
+from ovbridge.data.image_reading import read_image
 from ovbridge.data.loading import (
     DetectionDataset,
     ImageLabelDataset,
@@ -119,6 +119,12 @@ def test_no_label_left_is_an_error(tagged, image_dir):
         ImageLabelDataset(tagged, image_dir, TRANSFORM, tags={"a.jpg": _labels(0.95)}, min_score=0.95)
 
 
+@pytest.mark.parametrize("most", [0, -1])
+def test_a_senseless_number_of_labels_is_refused(tagged, image_dir, most):
+    with pytest.raises(ConfigError, match=f"data.max_tags is {most}"):
+        ImageLabelDataset(tagged, image_dir, TRANSFORM, tags={"a.jpg": _labels(0.95, 0.9)}, max_labels=most)
+
+
 def test_regions_travel_with_their_image_and_missing_ones_are_named(coco, image_dir):
     reader = MemoryRegions(Regions("a.jpg"), ["a.jpg", "b.jpg"])
     dataset = DetectionDataset(coco, image_dir, TRANSFORM, regions=reader)
@@ -135,7 +141,7 @@ def test_stored_boxes_lie_on_what_they_were_drawn_around(tmp_path, orientation, 
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
-    upright = images.read_image(tmp_path / "a.png")
+    upright = read_image(tmp_path / "a.png")
     height, width = (stored if sized == "as stored" else upright).shape[:2]
     box = _bright_box(upright[..., 0])  # as a teacher sees it
     regions = RegionTargets(boxes_xyxy=box, embeddings=torch.ones(1, 2), scores=torch.ones(1))
