@@ -128,8 +128,12 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_real(value) and math.isfinite(value)
 
 
 def _record_faults(records: list[Any], kind: str) -> Iterator[str]:
@@ -187,7 +191,7 @@ def _annotation_fault(
         return f"belongs to image {image_id!r}, which is not in 'images'"
     if not _is_id(category_id) or category_id not in categories:
         return f"has category {category_id!r}, which is not in 'categories'"
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, int | float) for v in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_real, bbox)):
         return f"has bbox {bbox!r}: four numbers [x, y, width, height] are needed"
     if not all(_number(v) for v in bbox):
         return f"has bbox {bbox}: NaN and infinity are not pixels"
