@@ -74,6 +74,7 @@ BROKEN = [
     ("no bbox", _change(BOX, KeyError), "annotation 202 has bbox None"),
     ("bbox of three", _change(BOX, [1, 2, 3]), "annotation 202 has bbox [1, 2, 3]"),
     ("bbox of text", _change(BOX, ["1", "2", "3", "4"]), "annotation 202 has bbox"),
+    ("bbox of a truth value", _change(BOX, [True, 2, 3, 4]), "202 has bbox [True, 2, 3, 4]: four numbers"),
     ("NaN", _change(BOX, [1, math.nan, 3, 4]), "annotation 202 has bbox [1, nan, 3, 4]"),
     ("infinity", _change(BOX, [1, 2, math.inf, 4]), "annotation 202 has bbox [1, 2, inf, 4]"),
     ("negative width", _change(BOX, [20, 5, -10, 10]), "annotation 202 has bbox [20, 5, -10, 10]"),

@@ -233,8 +233,12 @@ def _annotation_faults(
             yield f"has {key} {annotation[key]!r}: 0 or 1 is needed"
 
 
+def _is_real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _bbox_fault(bbox: Any, image_id: Any, size: tuple[Any, Any]) -> str | None:
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, int | float) for v in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_real, bbox)):
         return f"has bbox {bbox!r}: four numbers [x, y, width, height] are needed"
     if not all(map(is_finite, bbox)):
         return f"has bbox {bbox}: NaN and infinity are not pixels"

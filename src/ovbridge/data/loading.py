@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ovbridge.data import sampling
 from ovbridge.data.coco import CocoDataset
 from ovbridge.data.image_labels import TaggedImage
-from ovbridge.data.image_reading import read_image
+from ovbridge.data.image_reading import AnnotatedPixels, read_annotated
 from ovbridge.data.masks import decode_masks
 from ovbridge.data.transforms import TrainTransform
 from ovbridge.errors import ConfigError, DataError, OVBridgeError
@@ -30,7 +31,7 @@ class RegionReader(Protocol):
     """Where RKD targets come from; a label store is one. Must survive pickling if workers are used."""
 
     def regions(self, image_keys: Sequence[str]) -> Mapping[str, RegionTargets]:
-        """Targets by image key, boxes in pixels of the original image; keys without targets are absent."""
+        """Targets by image key, boxes in pixels of the upright image; keys without targets are absent."""
         ...
 
 
@@ -68,13 +69,13 @@ class MemoryRegions:
         return {key: self._regions[key] for key in image_keys if key in self._regions}
 
 
-def _region_targets(reader: RegionReader | None, key: str) -> RegionTargets | None:
+def _region_targets(reader: RegionReader | None, key: str, read: AnnotatedPixels) -> RegionTargets | None:
     if reader is None:
         return None
     found = reader.regions([key]).get(key)
     if found is None:
         raise DataError(f"the label store has no regions of image {key!r}: run 'ovbridge label regions' on its folder")
-    return found
+    return replace(found, boxes_xyxy=read.from_upright(found.boxes_xyxy))
 
 
 class DetectionDataset:
@@ -107,13 +108,13 @@ class DetectionDataset:
     def sample(self, index: int, generator: torch.Generator) -> TrainingImage:
         """Read, decode and transform one image; raises DataError naming a missing or broken file."""
         image = self.images[index]
-        pixels = read_image(self._image_dir / image.file_name, expected_hw=(image.height, image.width))
+        read = read_annotated(self._image_dir / image.file_name, (image.height, image.width))
         masks = None
         if self._with_masks:
             # None of an image without boxes, rather than unknown ones, which would leave the batch without a mask loss.
             masks = torch.from_numpy(decode_masks(image.segmentations, image.height, image.width))
         return self._transform(
-            pixels,
+            read.pixels,
             image_id=image.image_id,
             generator=generator,
             boxes=BoxLabels(
@@ -121,7 +122,7 @@ class DetectionDataset:
                 class_ids=torch.from_numpy(image.class_ids),
                 masks=masks,
             ),
-            regions=_region_targets(self._regions, image.file_name),
+            regions=_region_targets(self._regions, image.file_name, read),
         )
 
 
@@ -142,6 +143,8 @@ class ImageLabelDataset:
         min_score: float = 0.0,
         max_labels: int | None = None,
     ) -> None:
+        if max_labels is not None and max_labels < 1:
+            raise ConfigError(f"data.max_tags is {max_labels}: give at least 1, or null for all")
         self._labels = {key: _confident(labels, min_score, max_labels) for key, labels in tags.items()}
         self.images = tuple(i for i in images if len(self._labels.get(i.file_name, ())))
         if not self.images:
@@ -158,12 +161,14 @@ class ImageLabelDataset:
     def sample(self, index: int, generator: torch.Generator) -> TrainingImage:
         """Read, decode and transform one image; raises DataError naming a missing or broken file."""
         image = self.images[index]
+        read = read_annotated(self._image_dir / image.file_name, (image.height, image.width))
+        labels = self._labels[image.file_name]
         return self._transform(
-            read_image(self._image_dir / image.file_name, expected_hw=(image.height, image.width)),
+            read.pixels,
             image_id=image.image_id,
             generator=generator,
-            labels=self._labels[image.file_name],
-            regions=_region_targets(self._regions, image.file_name),
+            labels=replace(labels, boxes_xyxy=read.from_upright(labels.boxes_xyxy)),
+            regions=_region_targets(self._regions, image.file_name, read),
         )
 
 

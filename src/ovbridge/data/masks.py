@@ -16,6 +16,9 @@ from ovbridge.errors import DataError
 Segmentation = list[list[float]] | dict[str, Any]
 """COCO polygons [[x, y, x, y, ...], ...] in pixels, or an RLE dict with "size" and "counts" (list or text)."""
 
+FARTHEST = 100_000
+"""Pixels from the origin that a polygon may reach: pycocotools walks its outline pixel by pixel, in 32-bit numbers."""
+
 
 def segmentation_fault(segmentation: Any, height: int | None = None, width: int | None = None) -> str | None:
     """Why a segmentation cannot be drawn (on an image of that size, where it is given), or None."""
@@ -28,6 +31,8 @@ def segmentation_fault(segmentation: Any, height: int | None = None, width: int 
             return "a polygon with fewer than three points"
         if not all(map(is_finite, polygon)):
             return "a polygon with something else than finite numbers"
+        if max(map(abs, polygon)) > FARTHEST:
+            return f"a polygon that reaches farther than {FARTHEST} pixels"
     return None
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovbridge.data.annotation_check import load_annotations
+from ovbridge.console import stderr
+from ovbridge.data.annotation_check import is_flat, load_annotations
 from ovbridge.data.splits import vocabulary_of
 from ovbridge.detector import DetectorMetadata
 from ovbridge.errors import DataError
@@ -27,7 +28,7 @@ class UserClasses:
     bank: TextBank
     """Text embeddings in the order of `vocabulary`."""
     given: tuple[str, ...]
-    """The classes of the user's file that have boxes."""
+    """The classes of the user's file that have boxes to learn from."""
     added: tuple[str, ...]
     """Those of them that the checkpoint did not have."""
     payload: dict[str, Any]
@@ -42,8 +43,13 @@ def merge_classes(detector: Detector, annotations: Path) -> UserClasses:
     metadata = detector.metadata
     payload = load_annotations(annotations)
     mine = vocabulary_of(payload["categories"], str(annotations))
-    used = {a["category_id"] for a in payload["annotations"] if not a.get("iscrowd")}
+    boxed = [a for a in payload["annotations"] if not a.get("iscrowd")]
+    used = {a["category_id"] for a in boxed if not is_flat(a["bbox"])}
+    flat = {a["category_id"] for a in boxed} - used
     given = tuple(n for n, c in zip(mine.names, mine.category_ids, strict=True) if c in used)
+    for name, category in zip(mine.names, mine.category_ids, strict=True):
+        if category in flat:
+            stderr.print(f"note: {annotations}: {name!r} has no box with an area, so it is not taught", markup=False)
     if not given:
         raise DataError(f"{annotations} has no box to learn from: draw some")
     added = tuple(name for name in given if name not in metadata.names)

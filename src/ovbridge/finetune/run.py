@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ovbridge import __version__
 from ovbridge.console import stderr
+from ovbridge.data.annotation_check import image_file_name
 from ovbridge.data.transforms import PhotometricJitter, TrainTransform
 from ovbridge.detector import DetectorMetadata, TwoStageDetector, load_detector, save_detector
 from ovbridge.device import default_device
@@ -83,15 +85,18 @@ class FinetuneConfig:
     """Fixes the order of the data, augmentation and sampling."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
         if not 0 <= self.wise <= 1:
             raise ConfigError(f"--wise is {self.wise}: give a share between 0 (the checkpoint) and 1 (as tuned)")
-        if self.learning_rate <= 0 or self.trunk_learning_rate < 0:
-            raise ConfigError("--learning-rate must be positive, --trunk-learning-rate at least 0")
+        if not (0 < self.learning_rate < math.inf and 0 <= self.trunk_learning_rate < math.inf):
+            raise ConfigError("--learning-rate must be positive, --trunk-learning-rate at least 0, both finite")
         if self.steps < 1 or self.batch < 1 or self.versions < 1:
             raise ConfigError("--steps, --batch and --versions must be at least 1")
-        if min(self.anchor, self.name_anchor, self.distillation) < 0 or self.anchor_regions < 1:
+        factors = (self.anchor, self.name_anchor, self.distillation)
+        if not all(0 <= factor < math.inf for factor in factors) or self.anchor_regions < 1:
             raise ConfigError(
-                "--anchor, --name-anchor and --distillation must be at least 0, anchor_regions at least 1"
+                "--anchor, --name-anchor and --distillation must be at least 0 and finite, anchor_regions at least 1"
             )
 
 
@@ -104,6 +109,10 @@ class Holdout:
     images: Path
     max_drop: float | None = None
     """Points of AP50 that the held-out vocabulary may lose."""
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and math.isnan(self.max_drop):
+            raise ConfigError("--max-drop is not a number: give the points of AP50 that may be lost, such as 2")
 
 
 def finetune(
@@ -188,7 +197,7 @@ def _label(classes: UserClasses, images: Path, store: Path, config: FinetuneConf
     from ovbridge.teachers.mavl.proposer import load_mavl
 
     boxed = {a["image_id"] for a in classes.payload["annotations"]}
-    keys = [image["file_name"] for image in classes.payload["images"] if image["id"] in boxed]
+    keys = [str(image_file_name(image)) for image in classes.payload["images"] if image["id"] in boxed]
     if not (images / keys[0]).is_file():
         raise ConfigError(f"{images} does not hold {keys[0]} of the annotations: check --images")
     encoder = load_clip(config.clip or classes.bank.encoder.removeprefix("open_clip:"), default_device())
@@ -219,7 +228,6 @@ def _tune(
         BatchConfig(det=count, det_transform=transform, group_by_shape=False),
         seed=config.seed,
     )
-    start = {name: value.detach().clone() for name, value in model.state_dict().items()}
     columns = [classes.vocabulary.index(name) for name in classes.given]
     set_training_mode(model, "frozen")
     if config.naive:
@@ -247,13 +255,14 @@ def _tune(
         trunk_factor=1.0 if config.naive else config.trunk_learning_rate / config.learning_rate,
         warmup_steps=min(20, config.steps // 10), warmup_factor=0.1, clip_norm=5.0, keep_zero_gradients=False,
     )  # fmt: skip
+    start = {name: value.detach().clone() for name, value in tuned.state_dict().items()}
     loop = LoopConfig(steps=config.steps, save_every=100, log_every=10)
     parts = TrainingParts(model=tuned, optimizer=build_optimizer(tuned, optim), batches=batches, losses=losses)
     train(
         parts, out, config=loop, optim=optim, seed=config.seed, stage="finetune",
         resume_hint="repeat the same command to go on",
     )  # fmt: skip
-    interpolate(model, start, config.wise)
+    interpolate(tuned, start, config.wise)
     if isinstance(tuned, FineTunedDetector):
         tuned.apply_rows(learning=False)
     model.requires_grad_(False).eval()

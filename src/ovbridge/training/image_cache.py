@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ovbridge.data.transforms import TrainTransform
+from ovbridge.detector.boxes import nonempty
 from ovbridge.errors import ConfigError
 from ovbridge.structures import TrainingImage
 
@@ -75,19 +76,30 @@ class CachedImages:
 
 
 def flipped_labels(image: TrainingImage) -> TrainingImage:
-    """`image` with every box and mask mirrored left to right; the pixels are left as they are."""
+    """`image` with every box and mask mirrored left to right; the pixels are left as they are.
+
+    Boxes whose width the rounding takes are dropped with their rows, as `TrainTransform` does.
+    """
     width = image.pixels.shape[2]
     boxes, labels, regions = image.boxes, image.labels, image.regions
     if boxes is not None:
-        masks = None if boxes.masks is None else boxes.masks.flip(2)
-        boxes = replace(boxes, boxes_xyxy=_mirrored(boxes.boxes_xyxy, width), masks=masks)
+        mirrored, keep = _mirrored(boxes.boxes_xyxy, width)
+        masks = None if boxes.masks is None else boxes.masks[keep].flip(2)
+        boxes = replace(boxes, boxes_xyxy=mirrored, class_ids=boxes.class_ids[keep], masks=masks)
     if labels is not None:
-        labels = replace(labels, boxes_xyxy=_mirrored(labels.boxes_xyxy, width))
+        mirrored, keep = _mirrored(labels.boxes_xyxy, width)
+        labels = replace(labels, boxes_xyxy=mirrored, class_ids=labels.class_ids[keep], scores=labels.scores[keep])
     if regions is not None:
-        regions = replace(regions, boxes_xyxy=_mirrored(regions.boxes_xyxy, width))
+        mirrored, keep = _mirrored(regions.boxes_xyxy, width)
+        regions = replace(
+            regions, boxes_xyxy=mirrored, embeddings=regions.embeddings[keep], scores=regions.scores[keep]
+        )
     return replace(image, boxes=boxes, labels=labels, regions=regions)
 
 
-def _mirrored(boxes_xyxy: Tensor, width: int) -> Tensor:
+def _mirrored(boxes_xyxy: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The mirrored boxes that have an area [M, 4], and which of the given ones they are [N] bool."""
     x1, y1, x2, y2 = boxes_xyxy.unbind(dim=1)
-    return torch.stack([width - x2, y1, width - x1, y2], dim=1)
+    mirrored = torch.stack([width - x2, y1, width - x1, y2], dim=1)
+    keep = nonempty(mirrored)
+    return mirrored[keep], keep

@@ -68,7 +68,8 @@ class TextBank:
         absent = [name for name in names if name not in row]
         if absent:
             raise VocabularyError(
-                f"no stored text embedding for {', '.join(map(repr, absent))}: give a text encoder to make it"
+                f"no stored text embedding for {', '.join(map(repr, absent))}: "
+                "make a bank of all names with 'ovbridge label text'"
             )
         return TextBank(
             names=tuple(names),

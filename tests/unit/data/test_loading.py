@@ -3,9 +3,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ovbridge.data.coco import CocoDataset
+from ovbridge.data.coco import CocoDataset, CocoImage
 from ovbridge.data.image_labels import TaggedImage
+from ovbridge.data.image_reading import read_image
 from ovbridge.data.loading import (
     DetectionDataset,
     ImageLabelDataset,
@@ -17,6 +19,7 @@ from ovbridge.data.loading import (
 from ovbridge.data.transforms import PhotometricJitter, TrainTransform
 from ovbridge.errors import ConfigError, DataError
 from ovbridge.structures import ImageLabels, RegionTargets
+from ovbridge.vocabulary import Vocabulary
 
 TRANSFORM = TrainTransform(short_sides=(16, 24), max_long_side=80, jitter=PhotometricJitter())
 
@@ -116,12 +119,58 @@ def test_no_label_left_is_an_error(tagged, image_dir):
         ImageLabelDataset(tagged, image_dir, TRANSFORM, tags={"a.jpg": _labels(0.95)}, min_score=0.95)
 
 
+@pytest.mark.parametrize("most", [0, -1])
+def test_a_senseless_number_of_labels_is_refused(tagged, image_dir, most):
+    with pytest.raises(ConfigError, match=f"data.max_tags is {most}"):
+        ImageLabelDataset(tagged, image_dir, TRANSFORM, tags={"a.jpg": _labels(0.95, 0.9)}, max_labels=most)
+
+
 def test_regions_travel_with_their_image_and_missing_ones_are_named(coco, image_dir):
     reader = MemoryRegions(Regions("a.jpg"), ["a.jpg", "b.jpg"])
     dataset = DetectionDataset(coco, image_dir, TRANSFORM, regions=reader)
     assert dataset.sample(0, torch.Generator()).regions.embeddings.tolist() == [[5.0, 5.0]]
     with pytest.raises(DataError, match=r"no regions of image 'b\.jpg'"):
         dataset.sample(1, torch.Generator())
+
+
+@pytest.mark.parametrize("sized", ["as stored", "upright"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_stored_boxes_lie_on_what_they_were_drawn_around(tmp_path, orientation, sized):
+    stored = np.zeros((8, 12, 3), dtype=np.uint8)
+    stored[1:3, 4:9] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    upright = read_image(tmp_path / "a.png")
+    height, width = (stored if sized == "as stored" else upright).shape[:2]
+    box = _bright_box(upright[..., 0])  # as a teacher sees it
+    regions = RegionTargets(boxes_xyxy=box, embeddings=torch.ones(1, 2), scores=torch.ones(1))
+    reader = Regions()
+    reader.regions = lambda keys: dict.fromkeys(keys, regions)
+    settings = {
+        "image_dir": tmp_path,
+        "transform": TrainTransform(short_sides=(8,), flip_probability=0.0),
+        "regions": reader,
+    }
+    tagged = TaggedImage(image_id=1, file_name="a.png", height=height, width=width, class_ids=(0,))
+    tags = ImageLabels(boxes_xyxy=box, class_ids=torch.tensor([0]), scores=torch.ones(1))
+    cls = ImageLabelDataset([tagged], tags={"a.png": tags}, **settings).sample(0, torch.Generator())
+    boxed = CocoImage(
+        image_id=1, file_name="a.png", height=height, width=width,
+        boxes_xyxy=np.array([[0, 0, 8, 8]], dtype=np.float32), class_ids=np.array([0]),
+    )  # fmt: skip
+    coco = CocoDataset(vocabulary=Vocabulary(names=("mug",), roles=("base",), category_ids=(1,)), images=(boxed,))
+    det = DetectionDataset(coco, **settings).sample(0, torch.Generator())
+    for sample in (cls, det):
+        assert sample.pixels.shape[1:] == (height, width)
+        assert torch.equal(sample.regions.boxes_xyxy, _bright_box(sample.pixels[0]))
+    assert torch.equal(cls.labels.boxes_xyxy, _bright_box(cls.pixels[0]))
+    assert det.boxes.boxes_xyxy.tolist() == [[0, 0, 8, 8]]
+
+
+def _bright_box(pixels_HW):
+    ys, xs = np.nonzero(np.asarray(pixels_HW))
+    return torch.tensor([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]], dtype=torch.float32)
 
 
 def test_each_batch_is_of_one_kind_and_size(det, cls):

@@ -28,6 +28,12 @@ def test_every_mask_that_can_be_encoded_is_accepted_and_drawn() -> None:
             assert segmentation_fault(rle | {"counts": rle["counts"].encode()}, height, width) is None
 
 
+def test_a_polygon_may_reach_out_of_its_image() -> None:
+    polygon = [[-300.5, -2, 5000, -2, 5000, 2, -300.5, 2]]
+    assert segmentation_fault(polygon, 4, 5) is None
+    assert decode_masks([polygon], 4, 5)[0].tolist() == [[True] * 5] * 2 + [[False] * 5] * 2
+
+
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
     [
@@ -45,6 +51,8 @@ def test_every_mask_that_can_be_encoded_is_accepted_and_drawn() -> None:
         ([[0, 0, 1, 1]], "fewer than three points"),
         ([[0, 0, 1, 1, 2, None]], "finite numbers"),
         ([[0, 0, 1, 1, 2, float("nan")]], "finite numbers"),
+        ([[0, 0, 1, 1, 2, 10**400]], "farther than 100000"),
+        ([[0, 0, 1, 1, 2, -1e9]], "farther than 100000"),
         (None, "neither polygons nor RLE"),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
 import ovbridge.finetune.run
 import ovbridge.inference.detector
@@ -27,10 +28,12 @@ from ovbridge.detector import (
 from ovbridge.detector.boxes import pairwise_iou
 from ovbridge.detector.rpn import BoxProposals
 from ovbridge.finetune.anchored import FROZEN, HeadAnchor, boxes_anywhere, displacement, divergence, interpolate
+from ovbridge.finetune.classes import UserClasses, merge_classes
 from ovbridge.finetune.run import FinetuneConfig, ForgettingError, Holdout, finetune
+from ovbridge.inference import Detector
 from ovbridge.label_store import LabelledImage, LabelStore, Manifest
 from ovbridge.structures import BoxLabels, RegionTargets
-from ovbridge.vocabulary import TextBank
+from ovbridge.vocabulary import TextBank, Vocabulary
 
 OLD = ("mug", "kite", "sofa")
 TEXT = "roi_head.classifier.text_KD"
@@ -128,14 +131,55 @@ def test_only_trunk_projection_and_the_given_rows_learn(folder: Path) -> None:
 
 
 def test_interpolation_lies_between_and_zero_is_the_checkpoint(folder: Path) -> None:
-    _run(folder, "none", wise=0.0)
-    before, after = load_file(folder / "detector.safetensors"), load_file(folder / "none" / "detector.safetensors")
-    assert all(torch.equal(before[name], after[name]) for name in before if name != TEXT)
+    before = load_file(folder / "detector.safetensors")
+    none, half, tuned = (_tuned(folder, f"wise{wise}", wise=wise, steps=1) for wise in (0.0, 0.5, 1.0))
+    assert all(torch.equal(before[name], none[name]) for name in before if name != TEXT)
+    names_KD = Encoder().embed_names([*OLD, "harp"], ()).embeddings_KD
+    torch.testing.assert_close(none[TEXT], F.normalize(names_KD, dim=1))
+    moved = (tuned[TEXT] - none[TEXT]).norm(dim=1)
+    assert moved.nonzero().flatten().tolist() == [1, 3]  # kite, which the checkpoint knows, and the new harp
+    torch.testing.assert_close((half[TEXT] - none[TEXT]).norm(dim=1), moved / 2, rtol=0.02, atol=1e-6)
     layer = nn.Linear(1, 1)
     with torch.no_grad():
         layer.weight.fill_(3.0)
     interpolate(layer, {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}, 0.25)
     assert layer.weight.item() == 1.5
+
+
+def _tuned(folder: Path, out: str, **settings: Any) -> dict[str, torch.Tensor]:
+    _run(folder, out, **settings)
+    return load_file(folder / out / "detector.safetensors")
+
+
+def test_a_class_with_flat_boxes_alone_is_not_taught(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = json.loads((folder / "mine.json").read_text())
+    mine["categories"].append({"id": 11, "name": "flat thing"})
+    mine["annotations"].append({"id": 9, "image_id": 1, "category_id": 11, "bbox": [5, 5, 0, 0]})
+    (folder / "mine.json").write_text(json.dumps(mine))
+    classes = merge_classes(Detector.load(folder / "detector.safetensors", "cpu"), folder / "mine.json")
+    assert (classes.given, classes.added) == (("harp", "kite"), ("harp",))
+    assert "'flat thing' has no box with an area, so it is not taught" in " ".join(capsys.readouterr().err.split())
+
+
+def test_images_that_are_named_by_their_address_alone_are_labelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "val2017" / "1.png").touch()
+    payload = {
+        "images": [{"id": 1, "coco_url": "http://images.cocodataset.org/val2017/1.png"}],
+        "annotations": [{"image_id": 1}],
+    }
+    bank = TextBank(names=("harp",), embeddings_KD=torch.ones(1, 8), encoder="test")
+    vocabulary = Vocabulary(names=("harp",), roles=("base",), category_ids=(1,))
+    classes = UserClasses(vocabulary=vocabulary, bank=bank, given=("harp",), added=("harp",), payload=payload)
+    labelled: list[str] = []
+    monkeypatch.setattr("ovbridge.teachers.clip.load_clip", lambda *given: None)
+    monkeypatch.setattr("ovbridge.teachers.mavl.proposer.load_mavl", lambda *given: None)
+    monkeypatch.setattr("ovbridge.labeling.labellers.RegionLabeller", lambda **given: None)
+    monkeypatch.setattr("ovbridge.labeling.run.label_images", lambda store, root, keys, *_, **__: labelled.extend(keys))
+    ovbridge.finetune.run._label(classes, tmp_path, tmp_path / "labels", FinetuneConfig())
+    assert labelled == ["val2017/1.png"]
 
 
 def test_the_anchor_holds_what_is_none_of_the_users_objects(folder: Path) -> None:
@@ -242,6 +286,10 @@ def test_held_out_figures_come_from_the_detector(folder: Path, capsys: pytest.Ca
         (["--holdout", "old.json"], "go together"),
         (["--data", "none.json"], "none.json does not exist"),
         (["--wise", "2"], "share between 0"),
+        (["--seed=-1"], "--seed is -1: give a whole number from 0"),
+        (["--learning-rate", "nan"], "--learning-rate must be positive"),
+        (["--anchor", "nan"], "--anchor, --name-anchor"),
+        (["--holdout", "old.json", "--holdout-images", "photos", "--max-drop", "nan"], "--max-drop is not a number"),
         (["--name-anchor=-1"], "--name-anchor and --distillation must be at least 0"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from ovbridge.data.transforms import PhotometricJitter, TrainTransform
 from ovbridge.errors import ConfigError
 from ovbridge.structures import BoxLabels, ImageLabels, RegionTargets, TrainingImage
-from ovbridge.training.image_cache import CachedImages
+from ovbridge.training.image_cache import CachedImages, flipped_labels
 
 FULL = TrainTransform(short_sides=(24,), max_long_side=40, jitter=PhotometricJitter())
 
@@ -68,6 +68,28 @@ def test_cached_samples_equal_those_from_disk_and_are_read_once() -> None:
     assert len(flips) == 4  # both images, flipped and not
     assert inner.reads == 2
     assert cached.repeat_factors(0.5).tolist() == [0.5, 0.5]
+
+
+def test_a_box_too_narrow_to_be_mirrored_is_dropped_with_its_rows() -> None:
+    boxes = torch.tensor([[5.0, 5.0, 5.0 + 1e-6, 20.0], [2.0, 3.0, 12.0, 9.0]])
+    assert boxes[0, 2] > boxes[0, 0]
+    ids, scores = torch.arange(2), torch.arange(2.0)
+    image = flipped_labels(
+        TrainingImage(
+            image_id=0,
+            pixels=torch.zeros(3, 24, 160, dtype=torch.uint8),
+            boxes=BoxLabels(boxes_xyxy=boxes, class_ids=ids, masks=torch.zeros(2, 24, 160, dtype=torch.bool)),
+            labels=ImageLabels(boxes_xyxy=boxes, class_ids=ids, scores=scores),
+            regions=RegionTargets(boxes_xyxy=boxes, embeddings=torch.eye(2), scores=scores),
+        )
+    )
+    assert image.boxes is not None
+    assert image.labels is not None
+    assert image.regions is not None
+    for labels in (image.boxes, image.labels, image.regions):
+        assert labels.boxes_xyxy.tolist() == [[148, 3, 158, 9]]
+    assert image.boxes.class_ids.tolist() == image.labels.class_ids.tolist() == [1]
+    assert image.regions.embeddings.tolist() == [[0, 1]]
 
 
 def test_several_sizes_cannot_be_cached() -> None:
