@@ -69,10 +69,15 @@ def learning_rate_at(step: int, total_steps: int, config: OptimConfig) -> float:
     return config.learning_rate * factor
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser over the parameters of `model` that learn; raises ConfigError where none does."""
+def require_learning(model: nn.Module) -> None:
+    """Raise ConfigError where no parameter learns."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("every parameter of the detector is frozen: shorten stage.frozen")
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser over the parameters of `model` that learn; raises ConfigError where none does."""
+    require_learning(model)
     groups = _groups(model, config)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
