@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ovbridge.detector import DetectorMetadata, TwoStageDetector, save_detector
 from ovbridge.errors import ConfigError
+from ovbridge.ranges import COUNT, require_ranges
 from ovbridge.training.inputs import fingerprint
 
 BEST_FILE = "best.safetensors"
@@ -31,6 +32,9 @@ class ValidationConfig:
     """The figure by which the best detector is chosen: "ap50" or "ap", a dot, and a mean of the protocol."""
     batch: int = 8
     """Images detected in one pass."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self, "validation.", batch=COUNT)
 
 
 def check_validation(config: ValidationConfig, root: Path) -> None:

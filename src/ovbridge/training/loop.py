@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from ovbridge.console import Ticker, stderr
 from ovbridge.device import Precision, autocast, training_precision
 from ovbridge.errors import ConfigError
+from ovbridge.ranges import COUNT, NOT_NEGATIVE, Range, require_ranges
 from ovbridge.training import memory
 from ovbridge.training.average import WeightAverage
 from ovbridge.training.checkpoint import TrainingState, resume_latest, save_checkpoint
@@ -92,9 +94,10 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"loop.ema_decay is {self.ema_decay}: give a number between 0 and 1, such as 0.999")
-        for name in ("steps", "save_every", "keep_checkpoints", "log_every", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"loop.{name} is {getattr(self, name)}: it must be at least 1")
+        counts = ("steps", "save_every", "keep_checkpoints", "log_every", "accumulate")
+        others = ("evaluate_every", "prefetch", "max_skipped_steps", "profile_steps")
+        allowed = dict.fromkeys(counts, COUNT) | dict.fromkeys(others, NOT_NEGATIVE)
+        require_ranges(self, "loop.", data_timeout=Range(0, threading.TIMEOUT_MAX, low_open=True), **allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
