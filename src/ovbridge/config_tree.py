@@ -171,8 +171,10 @@ def _replace_at(node: Any, keys: list[str], text: str, path: str, root: Any) -> 
         value = _from_text(text, hints[keys[0]], path)
     try:
         return replace(node, **{keys[0]: value})
-    except ValueError as error:
-        raise ConfigError(f"{path}={text} does not fit: {error}") from None
+    except (ConfigError, ValueError) as error:
+        # A record that stands in several places does not know the path of its fields.
+        known = isinstance(error, ConfigError) and path in str(error)
+        raise ConfigError(str(error) if known else f"{path}={text} does not fit: {error}") from None
 
 
 def _from_text(text: str, hint: Any, path: str) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ovbridge.detector.config import DetectorConfig
 from ovbridge.errors import ConfigError
+from ovbridge.ranges import COUNT, SEED, SHARE, require_ranges
 from ovbridge.training.batches import BatchConfig
 from ovbridge.training.inputs import DataConfig
 from ovbridge.training.loop import LoopConfig
@@ -78,6 +79,10 @@ class RunConfig:
     """Fixes new weights, the order of the data, augmentation and sampling."""
 
     def __post_init__(self) -> None:
+        require_ranges(self, "", federated_classes=COUNT, test_size=COUNT, seed=SEED)
+        counts = ("pre_nms_train", "post_nms_train", "pre_nms_test", "post_nms_test", "sampled_anchors")
+        require_ranges(self.detector.rpn, "detector.rpn.", positive_fraction=SHARE, **dict.fromkeys(counts, COUNT))
+        require_ranges(self.detector.roi, "detector.roi.", sampled_regions=COUNT, foreground_fraction=SHARE)
         transferred = self.detector.projection.transfer is not None
         if transferred != (self.stage.projection == "transfer"):
             raise ConfigError(

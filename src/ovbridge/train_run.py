@@ -12,21 +12,21 @@ import torch
 from ovbridge import __version__
 from ovbridge.config_tree import from_json, to_json
 from ovbridge.console import stderr
-from ovbridge.detector import DetectorMetadata, TwoStageDetector, save_detector
+from ovbridge.detector import DetectorMetadata, TwoStageDetector, read_metadata, save_detector
 from ovbridge.detector.checkpoint_file import backbone_trained_on
-from ovbridge.errors import ConfigError
+from ovbridge.errors import CheckpointError, ConfigError
 from ovbridge.run_config import FREE_FIELDS, RunConfig
 from ovbridge.train_preparation import loss_function, prepare_model, print_memory_line
 from ovbridge.training.average import WeightAverage
 from ovbridge.training.batches import build_batches
 from ovbridge.training.inputs import TrainingInputs, fingerprint, open_inputs
 from ovbridge.training.loop import TrainingParts, train
-from ovbridge.training.optim import build_optimizer
+from ovbridge.training.optim import build_optimizer, require_learning
 from ovbridge.training.ranks import Peers, joined_run
 from ovbridge.training.run_folder import RESULT_FILE, check_run_folder, claimed_run
 from ovbridge.training.stages import set_training_mode
 from ovbridge.training.start import starting_detector
-from ovbridge.validation import Validation
+from ovbridge.validation import Validation, check_validation
 
 FORMAT = "ovbridge-run-1"
 EXIT_REFUSED = 2
@@ -48,12 +48,11 @@ def train_run(config: RunConfig, out: Path, *, device: torch.device | None = Non
 def _train(config: RunConfig, out: Path, device: torch.device, peers: Peers) -> Path:
     inputs = open_inputs(config.data, config.stage, with_masks=config.detector.mask is not None)
     with _claimed_by_first(out, run_record(config, inputs), peers):
-        result = out / RESULT_FILE
-        if result.exists():
-            if peers.ranks.is_first:
+        result, ranks = out / RESULT_FILE, peers.ranks
+        if peers.any(ranks.is_first and is_finished(out)):
+            if ranks.is_first:
                 stderr.print(f"{result} is there already: this run is finished", markup=False)
             return result
-        ranks = peers.ranks
         batches = build_batches(
             inputs,
             config.data,
@@ -65,6 +64,7 @@ def _train(config: RunConfig, out: Path, device: torch.device, peers: Peers) -> 
         )
         init = Path(config.init) if config.init else None
         model = starting_detector(config.detector, config.stage, inputs.bank, init, seed=config.seed).to(device)
+        require_learning(model)
         if config.loop.channels_last:
             model = model.to(memory_format=torch.channels_last)
         if ranks.is_first:
@@ -97,6 +97,18 @@ def _train(config: RunConfig, out: Path, device: torch.device, peers: Peers) -> 
     return result
 
 
+def is_finished(out: Path) -> bool:
+    """Whether a run's folder holds its result; one that is damaged is made again, and said to be."""
+    if not (out / RESULT_FILE).exists():
+        return False
+    try:
+        read_metadata(out / RESULT_FILE)
+    except CheckpointError:
+        stderr.print(f"warning: {out / RESULT_FILE} is damaged: it is made again from the checkpoints", markup=False)
+        return False
+    return True
+
+
 @contextmanager
 def _claimed_by_first(out: Path, record: dict[str, Any], peers: Peers) -> Iterator[None]:
     """Hold the run folder in the first process, for all; the others leave quietly where it cannot be held."""
@@ -123,8 +135,12 @@ def with_new_fields(record: dict[str, Any]) -> dict[str, Any]:
         return record
 
 
+def _evaluates(config: RunConfig) -> bool:
+    return bool(config.validation.annotations and config.loop.evaluate_every)
+
+
 def _validation(config: RunConfig, out: Path, model: TwoStageDetector, metadata: DetectorMetadata) -> Validation | None:
-    if not config.validation.annotations or not config.loop.evaluate_every:
+    if not _evaluates(config):
         return None
     return Validation(
         config.validation,
@@ -182,10 +198,13 @@ def plan_run(config: RunConfig, out: Path) -> dict[str, Any]:
     batches = build_batches(inputs, config.data, config.stage, config.batches, seed=config.seed)
     init = Path(config.init) if config.init else None
     model = starting_detector(config.detector, config.stage, inputs.bank, init, seed=config.seed)
+    require_learning(model)
+    if _evaluates(config):
+        check_validation(config.validation, Path(config.data.root))
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
         "out": str(out),
-        "finished": (out / RESULT_FILE).exists(),
+        "finished": is_finished(out),
         "images": dict(zip(("det", "cls"), batches.state_dict()["images"], strict=False)),
         "classes": {role: len(inputs.vocabulary.columns(role)) for role in ("base", "novel", "unused")},
         "text_encoder": inputs.bank.encoder,

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 
 from ovbridge.config_tree import apply_overrides
 from ovbridge.detector import read_metadata, world_r18_fpn
+from ovbridge.errors import ConfigError
 from ovbridge.recipes import recipe_named
 from ovbridge.run_config import RunConfig
-from ovbridge.train_run import train_run
+from ovbridge.train_run import is_finished, plan_run, train_run
 from ovbridge.training.checkpoint import complete_checkpoints
 from ovbridge.training.logging import read_log
 
@@ -117,6 +118,28 @@ def _kill_often(root: Path, *, kills: int, seed: int = 0) -> None:
 
 def test_a_few_kills_lose_nothing(tmp_path: Path) -> None:
     _kill_often(tmp_path, kills=3)
+
+
+def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
+    _write_data(tmp_path)
+    config, out = _config(tmp_path, steps=1), tmp_path / "run"
+    result = train_run(config, out)
+    whole = result.rename(tmp_path / "whole.safetensors")
+    result.write_bytes(b"xx")
+    assert not is_finished(out)
+    _assert_same_detector(train_run(config, out), whole)
+    assert is_finished(out)
+
+
+def test_a_detector_without_anything_to_learn_is_refused_before_its_memory_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_data(tmp_path)
+    monkeypatch.setattr("ovbridge.train_run.print_memory_line", lambda *a, **k: pytest.fail("measured"))
+    config = apply_overrides(_config(tmp_path, steps=1), ["stage.frozen=backbone,rpn,roi_head"])
+    for start in (plan_run, train_run):
+        with pytest.raises(ConfigError, match=r"shorten stage\.frozen"):
+            start(config, tmp_path / "run")
 
 
 @pytest.mark.slow

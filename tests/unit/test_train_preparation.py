@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ovbridge.run_config import RunConfig
 from ovbridge.train_preparation import prepare_model
 from ovbridge.train_run import with_new_fields
 from ovbridge.training.ranks import Peers
-from ovbridge.validation import Validation, ValidationConfig
+from ovbridge.validation import Validation, ValidationConfig, check_validation
 
 
 def _config(stage: str, *overrides: str) -> RunConfig:
@@ -62,9 +63,64 @@ def test_a_record_of_an_earlier_version_gets_the_new_settings() -> None:
     assert with_new_fields(old) == old
 
 
+def _write_annotations(path: Path, box: list[int]) -> None:
+    """One picture with one box of the first of two classes."""
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+    payload = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 32, "height": 32}],
+        "annotations": [annotation],
+        "categories": [{"id": 1, "name": "mug", "role": "base"}, {"id": 2, "name": "kite", "role": "novel"}],
+    }
+    path.write_text(json.dumps(payload))
+
+
+@pytest.fixture
+def validated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Evaluate once with given figures; what `best.json` holds then."""
+    (tmp_path / "val").mkdir()
+    _write_annotations(tmp_path / "val.json", [4, 4, 20, 20])
+    model = build_detector(_config("base").detector, torch.eye(8)[:2])
+    records = tuple({"name": n, "role": "base", "category_id": i} for i, n in enumerate("ab"))
+    metadata = DetectorMetadata(stage="base", vocabulary=records, text_encoder="test")
+
+    def evaluated(step: int, ap50: float, ap: float, **settings: Any) -> dict[str, Any]:
+        monkeypatch.setattr(
+            ovbridge.validation, "evaluate_model", lambda *a, **k: {"ap50": {"all": ap50}, "ap": {"all": ap}}
+        )
+        config = ValidationConfig(images="val", annotations="val.json", **settings)
+        Validation(config, tmp_path, tmp_path, model, metadata, back_to_training=lambda: None)(step)
+        best: dict[str, Any] = json.loads((tmp_path / "best.json").read_text())
+        return best
+
+    return evaluated
+
+
+def test_the_best_is_chosen_anew_where_other_figures_are_compared(
+    tmp_path: Path, validated: Callable[..., dict[str, Any]]
+) -> None:
+    assert validated(1, 50.0, 20.0)["step"] == 1
+    assert validated(2, 40.0, 19.0, metric="ap.all")["step"] == 1  # worse by that metric too
+    assert validated(3, 40.0, 21.0, metric="ap.all")["step"] == 3
+    assert validated(4, 30.0, 21.0, metric="ap.all")["step"] == 3
+    assert validated(5, 30.0, 10.0, metric="ap.all", protocol="coco")["step"] == 5
+    _write_annotations(tmp_path / "val.json", [4, 4, 10, 10])
+    assert validated(6, 30.0, 5.0, metric="ap.all", protocol="coco")["step"] == 6
+    (tmp_path / "best.json").write_text("null")
+    assert validated(7, 30.0, 1.0, metric="ap.all", protocol="coco")["step"] == 7
+
+
+@pytest.mark.parametrize("metric", ["ap50.nvoel", "ap50.novel", "all"])  # no true box is of a novel class
+def test_a_metric_that_the_annotations_do_not_give_is_refused_before_training(tmp_path: Path, metric: str) -> None:
+    (tmp_path / "val").mkdir()
+    _write_annotations(tmp_path / "val.json", [4, 4, 20, 20])
+    config = ValidationConfig(images="val", annotations="val.json", metric=metric)
+    with pytest.raises(ConfigError, match=f"'{metric}' is none of ap50.base, ap50.all, ap.base, ap.all"):
+        check_validation(config, tmp_path)
+
+
 def test_the_best_detector_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("val", "val.json"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "val").mkdir()
+    _write_annotations(tmp_path / "val.json", [4, 4, 20, 20])
     model = build_detector(_config("base").detector, torch.eye(8)[:2])
     records = tuple({"name": n, "role": "base", "category_id": i} for i, n in enumerate("ab"))
     metadata = DetectorMetadata(stage="base", vocabulary=records, text_encoder="test")

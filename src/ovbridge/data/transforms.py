@@ -13,7 +13,9 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from ovbridge.errors import ConfigError
 from ovbridge.images import resize_pixels, resized_size
+from ovbridge.ranges import COUNT, NOT_NEGATIVE, SHARE, require_ranges
 from ovbridge.structures import BoxLabels, ImageLabels, RegionTargets, TrainingImage
 
 
@@ -27,6 +29,9 @@ class PhotometricJitter:
     """Strength in [0, 1]; 0 switches it off."""
     saturation: float = 0.2
     """Strength in [0, 1]; 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self, "", brightness=SHARE, contrast=SHARE, saturation=SHARE)
 
     def __call__(self, pixels_HW3: np.ndarray, generator: torch.Generator) -> np.ndarray:
         """[H, W, 3] uint8 in and out; draws three numbers whatever the strengths are."""
@@ -60,6 +65,11 @@ class TrainTransform:
     each. 0 makes a new one every time."""
     truncate_pseudo_boxes: bool = True
     """Cut region and pseudo boxes to whole pixels after resizing, as the official loader does."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self, "", short_sides=COUNT, max_long_side=COUNT, flip_probability=SHARE, versions=NOT_NEGATIVE)
+        if not self.short_sides:
+            raise ConfigError("short_sides is empty: give at least one length in pixels")
 
     def __call__(
         self,

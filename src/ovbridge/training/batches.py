@@ -7,6 +7,8 @@ from typing import cast
 
 from ovbridge.data.loading import DetectionDataset, ImageLabelDataset, MixedBatches
 from ovbridge.data.transforms import TrainTransform
+from ovbridge.errors import ConfigError
+from ovbridge.ranges import COUNT, NOT_NEGATIVE, SEED, require_ranges
 from ovbridge.training.image_cache import CachedImages
 from ovbridge.training.inputs import DataConfig, TrainingInputs
 from ovbridge.training.stages import Stage
@@ -33,6 +35,19 @@ class BatchConfig:
     workers: int = 0
     """Processes that load images; 0 loads in a thread of this one."""
 
+    def __post_init__(self) -> None:
+        require_ranges(
+            self,
+            "batches.",
+            det=COUNT,
+            cls=COUNT,
+            ratio=NOT_NEGATIVE,
+            repeat_threshold=NOT_NEGATIVE,
+            workers=NOT_NEGATIVE,
+        )
+        if not sum(self.ratio):
+            raise ConfigError("batches.ratio is 0,0: at least one of the two must be above 0")
+
 
 def build_batches(
     inputs: TrainingInputs,
@@ -48,6 +63,8 @@ def build_batches(
 
     Raises an OVBridgeError where the data do not suffice, or a batch cannot be shared evenly.
     """
+    if seed not in SEED:
+        raise ConfigError(f"seed is {seed}: it must be {SEED}")
     regions = inputs.store if stage.region_distillation else None
     keep = data.cache_in_memory
     det = DetectionDataset(

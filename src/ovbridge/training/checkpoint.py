@@ -52,11 +52,11 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
     *,
-    keep: int,
+    keep: int | None,
     average: WeightAverage | None = None,
     peers: Peers | None = None,
 ) -> Path:
-    """Write `folder/step_…` atomically and drop all but the newest `keep`; returns its path.
+    """Write `folder/step_…` atomically and drop all but the newest `keep` (None drops none); returns its path.
 
     All processes of a run must call it, on a file system that they share. Raises CheckpointError where the disk
     refuses; the checkpoints already there are untouched then.
@@ -72,7 +72,9 @@ def save_checkpoint(
         peers.wait()
         if peers.ranks.is_first:
             _complete(aside, final, state)
-            for old in complete_checkpoints(folder)[:-keep]:
+            # What is numbered higher could not be read, or this run would have gone on from it: it counts for nothing.
+            known = [path for path in complete_checkpoints(folder) if path.name <= final.name]
+            for old in known[: -keep if keep else 0]:
                 _discard(old)
     except (OSError, SafetensorError, DistributedCheckpointError) as error:
         # A disk that is full stays full while the remains of this attempt lie on it.
@@ -152,9 +154,7 @@ def load_checkpoint(
 ) -> TrainingState:
     """Load one checkpoint into `model`, `optimizer`, `average` and the global random state; raises CheckpointError."""
     try:
-        record = json.loads((path / "state.json").read_text())
-        files = record.pop("files", [TENSORS_FILE])
-        state = TrainingState(**record)
+        state, files = _read_state(path / "state.json")
         tensors: dict[str, Tensor] = {}
         for name in files:
             with safe_open(path / Path(name).name, framework="pt") as file:
@@ -177,6 +177,19 @@ def load_checkpoint(
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
     return state
+
+
+def _read_state(path: Path) -> tuple[TrainingState, list[str]]:
+    """What `_complete` wrote: the state and the names of the files with the tensors."""
+    record = json.loads(path.read_text())
+    if not isinstance(record, dict):
+        raise ValueError(f"{path.name} holds no record")
+    files = record.pop("files", [TENSORS_FILE])
+    state = TrainingState(**record)
+    numbers = (state.step, state.skipped_steps)
+    if not all(isinstance(number, int) for number in numbers) or not isinstance(state.batches, dict):
+        raise ValueError(f"{path.name} holds no position in the data")
+    return state, files
 
 
 def sync(path: Path) -> None:

@@ -147,14 +147,17 @@ def forget_after(path: Path, step: int) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a `log.jsonl`, oldest first."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    """The lines of a `log.jsonl`, oldest first, without those that a kill cut short or something damaged."""
+    lines = [_read_line(text) for text in path.read_bytes().splitlines()]
+    return [line for line in lines if line is not None]
+
+
+def _read_line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
 
 
 def peak_memory_mb() -> int:

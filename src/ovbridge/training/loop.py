@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import deterministic
 
 from ovbridge.console import Ticker, stderr
 from ovbridge.device import Precision, autocast, training_precision
 from ovbridge.errors import ConfigError
+from ovbridge.ranges import COUNT, NOT_NEGATIVE, Range, require_ranges
 from ovbridge.training import memory
 from ovbridge.training.average import WeightAverage
 from ovbridge.training.checkpoint import TrainingState, resume_latest, save_checkpoint
-from ovbridge.training.guards import full_disk_named
+from ovbridge.training.determinism import deterministic
+from ovbridge.training.guards import DIVERGED, full_disk_named, require_finite
 from ovbridge.training.interrupt import StopRequest, TrainingInterrupted
 from ovbridge.training.logging import RunLog, Window, over_processes
 from ovbridge.training.optim import OptimConfig, gradient_norm, learning_rate_at, set_learning_rate
@@ -92,9 +94,10 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"loop.ema_decay is {self.ema_decay}: give a number between 0 and 1, such as 0.999")
-        for name in ("steps", "save_every", "keep_checkpoints", "log_every", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"loop.{name} is {getattr(self, name)}: it must be at least 1")
+        counts = ("steps", "save_every", "keep_checkpoints", "log_every", "accumulate")
+        others = ("evaluate_every", "prefetch", "max_skipped_steps", "profile_steps")
+        allowed = dict.fromkeys(counts, COUNT) | dict.fromkeys(others, NOT_NEGATIVE)
+        require_ranges(self, "loop.", data_timeout=Range(0, threading.TIMEOUT_MAX, low_open=True), **allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +128,9 @@ def train(
 ) -> TrainingState:
     """Train up to `config.steps`, going on from the newest checkpoint below `folder`; returns the final state.
 
-    Raises TrainingInterrupted after Ctrl-C or SIGTERM (state saved), ConfigError where losses stay non-finite or a step
-    does not fit into memory, DataError where no batch comes, CheckpointError where the disk is full.
+    Raises TrainingInterrupted after Ctrl-C or SIGTERM (state saved), ConfigError where losses stay non-finite, weights
+    become so, or a step does not fit into memory, DataError where no batch comes, CheckpointError where the disk is
+    full.
     """
     peers = peers or Peers()
     first = peers.ranks.is_first
@@ -139,11 +143,12 @@ def train(
     else:
         state = TrainingState(step=0, batches=parts.batches.state_dict())
     if state.step >= config.steps:
+        require_finite(state.step, parts.model, parts.average, peers)
         return state
     stepper = _Stepper(parts, config=config, optim=optim, seed=seed, state=state, peers=peers)
     with ExitStack() as stack:
         stack.enter_context(full_disk_named(folder))
-        stack.enter_context(_deterministic())
+        stack.enter_context(deterministic())
         # Only the first process writes and shows anything.
         log = tick = None
         if first:
@@ -153,7 +158,7 @@ def train(
         profiler = stack.enter_context(StepProfiler(folder, config.profile_steps if first else 0))
         ready = stack.enter_context(Prefetcher(parts.batches, depth=config.prefetch, timeout=config.data_timeout))
         stop = stack.enter_context(StopRequest())
-        window, saved_step = Window(), state.step
+        window, saved_step, save_due = Window(), state.step, False
         while state.step < config.steps:
             state, report = stepper.step(state, ready)
             if parts.average is not None:
@@ -166,6 +171,13 @@ def train(
             stopping = peers.any(stop.requested)
             last = state.step == config.steps or stopping
             evaluates = _evaluates_at(parts, config, state.step)
+            # Weights that gave no finite loss may be beyond saving, which the next finite one tells.
+            save_due = save_due or state.step % config.save_every == 0
+            saves = last or (save_due and not report.skipped)
+            if saves or evaluates:
+                require_finite(state.step, parts.model, parts.average, peers)
+            if report.skipped and state.step == config.steps:
+                stepper.require_loss(state.step, ready)
             if last or evaluates or state.step % config.log_every == 0:
                 tally = over_processes(peers.gather_objects(window.tally()))
                 losses = [total for (total,) in peers.gather([loss])]
@@ -179,17 +191,17 @@ def train(
                     }
                     log.write(state.step, record | (_evaluation(parts, state.step) if evaluates else {}))
                 window = Window()
-            if last or state.step % config.save_every == 0:
+            if saves:
                 save_checkpoint(
                     checkpoints,
                     parts.model,
                     parts.optimizer,
                     state,
-                    keep=config.keep_checkpoints,
+                    keep=None if report.skipped else config.keep_checkpoints,
                     average=parts.average,
                     peers=peers,
                 )
-                saved_step = state.step
+                saved_step, save_due = state.step, False
             if stopping and state.step < config.steps:
                 raise TrainingInterrupted(f"stopped at step {saved_step} of {config.steps}, saved: {resume_hint}")
     return state
@@ -213,9 +225,13 @@ class _StepReport:
     waited_seconds: float
     learning_rate: float
     gradient_norm: float
+    skipped: bool
+    """Whether nothing was learnt, the losses or their gradient not being finite."""
 
 
 _NOTHING = "nothing"
+_PROOFS = 3
+"""Batches of which one must have a finite loss where the last step of a run had none."""
 
 
 class _Losses(nn.Module):
@@ -296,6 +312,7 @@ class _Stepper:
             waited_seconds=waited,
             learning_rate=learning_rate,
             gradient_norm=norm if math.isfinite(norm) else 0.0,
+            skipped=skipped > state.skipped_steps,
         )
         return after, report
 
@@ -385,6 +402,23 @@ class _Stepper:
     def _alone(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         return self._parts.losses(self._parts.model, batch, generator)
 
+    def require_loss(self, step: int, ready: Iterator[tuple[Batch, dict[str, object]]]) -> None:
+        """Raise ConfigError unless one of the next batches has a finite loss; learns nothing from them."""
+        before = {name: value.clone() for name, value in self._parts.model.named_buffers()}
+        for _ in range(_PROOFS):
+            batch, _ = next(ready)
+            generator = step_generator(self._seed, step)
+            with torch.no_grad(), autocast(self._device, self._precision):
+                losses = [self._alone(part, generator) for part in self._passes(batch, step)]
+            values = [float(value) for part in losses for value in part.values()]
+            if self._peers.any(bool(values)) and not self._peers.any(not all(map(math.isfinite, values))):
+                break
+        else:
+            raise ConfigError(f"neither step {step}, the last, nor the batches after it have finite losses; {DIVERGED}")
+        with torch.no_grad():
+            for name, value in self._parts.model.named_buffers():
+                value.copy_(before[name])
+
     def _warn_or_stop(self, step: int, batch: Batch, losses: dict[str, float], skipped: int) -> None:
         bad = [name for name, value in losses.items() if not math.isfinite(value)]
         images = [image.image_id for image in batch.images]
@@ -393,10 +427,7 @@ class _Stepper:
         images = [image for names, ids in everyone for image in ids if names or bad == ["gradient"]]
         where = f"step {step}: {', '.join(bad)} not finite on images {images}"
         if skipped > self._config.max_skipped_steps:
-            raise ConfigError(
-                f"{where}; {skipped} such steps, the last good checkpoint is kept: "
-                "lower optim.learning_rate or set optim.clip_norm, in another --out"
-            )
+            raise ConfigError(f"{where}; {skipped} such steps; {DIVERGED}")
         if self._peers.ranks.is_first:
             stderr.print(
                 f"warning: {where}; skipped ({skipped} of at most {self._config.max_skipped_steps})", markup=False
@@ -407,18 +438,3 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     """The source of all randomness of one step, the same wherever a run was stopped and resumed."""
     digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Deterministic kernels where PyTorch has them, for the duration of the run."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = deterministic  # a module with a property, which its stubs do not have
-    fill = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    memory.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        memory.fill_uninitialized_memory = fill

@@ -31,6 +31,7 @@ from ovbridge.detector.sampling import (
     sample_regions,
 )
 from ovbridge.errors import ConfigError
+from ovbridge.ranges import NOT_NEGATIVE, SHARE, require_ranges
 from ovbridge.structures import BoxLabels, TrainingImage
 from ovbridge.training.label_boxes import LabelBoxRule, own_label_boxes
 from ovbridge.training.named_regions import NamedRegions, named_boxes, near_columns, with_named
@@ -93,6 +94,11 @@ class LossWeights:
     official way), or the one that classification uses. The same thing before weight transfer."""
 
     def __post_init__(self) -> None:
+        factors = (
+            "rpn_objectness", "rpn_box", "classification", "box", "mask", "rkd_l1", "rkd_relation", "image_label",
+            "rkd_barlow", "rkd_info_nce", "image_label_refine", "image_label_parts",
+        )  # fmt: skip
+        require_ranges(self, "losses.", named_regions=SHARE, **dict.fromkeys(factors, NOT_NEGATIVE))
         if not 0 <= self.image_label_jitter < 0.5:
             raise ConfigError(
                 f"losses.image_label_jitter is {self.image_label_jitter}: give a share of the box from 0 to below 0.5, "

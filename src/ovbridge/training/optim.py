@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ovbridge.errors import ConfigError
+from ovbridge.ranges import BELOW_ONE, NOT_NEGATIVE, POSITIVE, require_ranges
 
 _TRUNK = ("backbone.", "roi_head.trunk.")
 
@@ -47,12 +48,23 @@ class OptimConfig:
     parameters that a batch does not reach (torch 1.10's default, and so the released runs')."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ConfigError(f"optim.learning_rate is {self.learning_rate}: it must be positive")
+        require_ranges(
+            self,
+            "optim.",
+            learning_rate=POSITIVE,
+            trunk_factor=NOT_NEGATIVE,
+            momentum=BELOW_ONE,
+            weight_decay=NOT_NEGATIVE,
+            decay_factor=NOT_NEGATIVE,
+            final_fraction=NOT_NEGATIVE,
+            warmup_steps=NOT_NEGATIVE,
+            warmup_factor=NOT_NEGATIVE,
+            clip_norm=POSITIVE,
+        )
+        if self.optimizer == "sgd" and self.nesterov and not self.momentum:
+            raise ConfigError("optim.nesterov=true looks ahead along the momentum: set optim.momentum above 0")
         if not all(0 < at < 1 for at in self.decay_at):
             raise ConfigError(f"optim.decay_at is {self.decay_at}: give fractions of the run between 0 and 1")
-        if self.warmup_steps < 0:
-            raise ConfigError(f"optim.warmup_steps is {self.warmup_steps}: it cannot be negative")
 
 
 def learning_rate_at(step: int, total_steps: int, config: OptimConfig) -> float:
@@ -69,10 +81,15 @@ def learning_rate_at(step: int, total_steps: int, config: OptimConfig) -> float:
     return config.learning_rate * factor
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser over the parameters of `model` that learn; raises ConfigError where none does."""
+def require_learning(model: nn.Module) -> None:
+    """Raise ConfigError where no parameter learns."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("every parameter of the detector is frozen: shorten stage.frozen")
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser over the parameters of `model` that learn; raises ConfigError where none does."""
+    require_learning(model)
     groups = _groups(model, config)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)

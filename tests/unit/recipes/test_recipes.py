@@ -79,6 +79,33 @@ def test_projection_must_fit_the_stage() -> None:
         apply_overrides(RECIPES["world_rkd"](), ["stage.projection=transfer"])
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=-1", "seed=18446744073709551616", "federated_classes=0", "test_size=0,0", "optim.learning_rate=NaN",
+        "optim.learning_rate=Infinity", "optim.clip_norm=-1", "optim.clip_norm=0", "optim.weight_decay=-1",
+        "optim.momentum=1", "optim.warmup_factor=-3", "optim.decay_factor=-3", "optim.trunk_factor=-1",
+        "optim.warmup_steps=-1", "batches.det=0", "batches.workers=-1", "batches.repeat_threshold=-1",
+        "batches.ratio=0,0", "batches.ratio=1,-4", "batches.ratio=1,NaN", "batches.det_transform.short_sides=-5",
+        "batches.det_transform.short_sides=", "batches.cls_transform.short_sides=800,0",
+        "batches.cls_transform.max_long_side=0", "batches.det_transform.flip_probability=7", "loop.data_timeout=-1",
+        "loop.data_timeout=1e30", "loop.profile_steps=-1", "loop.steps=0", "validation.batch=0", "losses.box=NaN",
+        "losses.mask=-1", "losses.named_regions=2", "detector.roi.sampled_regions=0", "detector.rpn.post_nms_train=0",
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_named_by_its_path(override: str) -> None:
+    path = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{path}\b.*(must be|at least) ") as caught:
+        apply_overrides(RECIPES["world_base"](), [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_nesterov_wants_momentum() -> None:
+    overrides = ["optim.optimizer=sgd", "optim.momentum=0", "optim.nesterov=true"]
+    with pytest.raises(ConfigError, match=r"set optim\.momentum above 0"):
+        apply_overrides(RECIPES["world_base"](), overrides)
+
+
 def test_free_fields_exist() -> None:
     record = {"version": "0", "config": to_json(RECIPES["world_base"]())}
     for path in FREE_FIELDS:

@@ -71,6 +71,28 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None
         resume_latest(tmp_path, model, optimizer)
 
 
+@pytest.mark.parametrize("text", ["null", "5", '{"step": "2", "batches": {}}', '{"step": 2, "batches": []}'])
+def test_state_that_is_no_record_falls_back_to_the_one_before(tmp_path: Path, text: str) -> None:
+    model, optimizer = _parts(0)
+    for step in (1, 2):
+        save_checkpoint(tmp_path, model, optimizer, TrainingState(step=step, batches={}), keep=2)
+    (tmp_path / "step_00000002" / "state.json").write_text(text)
+    state = resume_latest(tmp_path, model, optimizer)
+    assert state is not None
+    assert state.step == 1
+
+
+def test_a_damaged_newer_checkpoint_does_not_push_out_the_one_just_saved(tmp_path: Path) -> None:
+    model, optimizer = _parts(0)
+    for step in (10, 20):
+        save_checkpoint(tmp_path, model, optimizer, TrainingState(step=step, batches={}), keep=2)
+    (tmp_path / "step_00000020" / "tensors.safetensors").write_bytes(b"half")
+    save_checkpoint(tmp_path, model, optimizer, TrainingState(step=12, batches={}), keep=1)
+    state = resume_latest(tmp_path, model, optimizer)
+    assert state is not None
+    assert state.step == 12
+
+
 def test_refusing_disk_is_one_clear_line(tmp_path: Path) -> None:
     model, optimizer = _parts(0)
     (tmp_path / "checkpoints").write_text("a file in the way")

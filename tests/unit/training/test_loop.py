@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ovbridge.errors import ConfigError, DataError
 from ovbridge.structures import TrainingImage
-from ovbridge.training.checkpoint import TrainingState
+from ovbridge.training.checkpoint import TrainingState, complete_checkpoints
 from ovbridge.training.interrupt import TrainingInterrupted
 from ovbridge.training.logging import read_log
 from ovbridge.training.loop import LoopConfig, TrainingParts, step_generator, train
@@ -70,10 +70,14 @@ def _parts(losses: Losses, batches: CountingBatches | None = None) -> TrainingPa
     )
 
 
-def _run(folder: Path, parts: TrainingParts, **settings: int) -> TrainingState:
+def _run(folder: Path, parts: TrainingParts, optim: OptimConfig = OPTIM, **settings: int) -> TrainingState:
     folder.mkdir(exist_ok=True)
     config = LoopConfig(**{"steps": 12, "save_every": 4, "log_every": 3, **settings})
-    return train(parts, folder, config=config, optim=OPTIM, seed=7, stage="base")
+    return train(parts, folder, config=config, optim=optim, seed=7, stage="base")
+
+
+def _saved(folder: Path) -> list[int]:
+    return [int(path.name[-8:]) for path in complete_checkpoints(folder / "checkpoints")]
 
 
 def test_interrupted_and_resumed_equals_straight(tmp_path: Path) -> None:
@@ -130,6 +134,42 @@ def test_lasting_non_finite_loss_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"square not finite on images \[14, 15\]; 3 such steps"):
         _run(tmp_path, _parts(losses), max_skipped_steps=2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
+
+
+def test_weights_are_saved_once_a_finite_loss_has_proved_them(tmp_path: Path) -> None:
+    losses = Losses()
+    losses.not_finite_on = {6, 22}  # steps 4 and 12, the last: the batches after it are finite
+    assert _run(tmp_path, _parts(losses), keep_checkpoints=9).skipped_steps == 2
+    assert _saved(tmp_path) == [5, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "steps", "saved", "says"),
+    [
+        (1e30, 5, [1], "neither step 5, the last, nor the batches after it have finite losses"),
+        (1e38, 1, [], "after step 1 weight holds NaN or infinity"),
+    ],
+)
+def test_a_diverged_run_ends_without_a_result_and_keeps_what_was_good(
+    tmp_path: Path, learning_rate: float, steps: int, saved: list[int], says: str
+) -> None:
+    losses, optim = Losses(), OptimConfig(learning_rate=learning_rate, warmup_steps=0, decay_at=())
+    parts = _parts(losses)
+    with torch.no_grad():
+        parts.model.weight.fill_(5.0)
+    for _ in range(2):  # the same command says the same
+        with pytest.raises(ConfigError, match=f"{says}.*; the checkpoints from before are kept"):
+            _run(tmp_path, parts, optim, steps=steps, save_every=1)
+        assert _saved(tmp_path) == saved
+
+
+@pytest.mark.parametrize("damage", [b"[]", b"3", b'{"stage": "base"}', b'{"step": "3"}', b"\xff\xfe"])
+def test_a_damaged_line_of_the_log_costs_no_other(tmp_path: Path, damage: bytes) -> None:
+    _run(tmp_path, _parts(Losses()), steps=6)
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(damage + b"\n" + log.read_bytes())
+    _run(tmp_path, _parts(Losses()), steps=9)
+    assert [line["step"] for line in read_log(log)] == [3, 6, 9]
 
 
 def test_error_in_the_data_reaches_the_caller(tmp_path: Path) -> None:
