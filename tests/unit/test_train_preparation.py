@@ -19,7 +19,10 @@ from ovbridge.recipes import recipe_named
 from ovbridge.run_config import RunConfig
 from ovbridge.train_preparation import prepare_model
 from ovbridge.train_run import with_new_fields
+from ovbridge.training.batches import BatchConfig, build_batches
+from ovbridge.training.inputs import DataConfig
 from ovbridge.training.ranks import Peers
+from ovbridge.training.stages import STAGES
 from ovbridge.validation import Validation, ValidationConfig, check_validation
 
 
@@ -146,3 +149,10 @@ def test_the_best_detector_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Validation(
             replace(config, images="nowhere"), tmp_path, tmp_path, model, metadata, back_to_training=lambda: None
         )
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_no_generator_takes_is_refused_where_batches_are_made(seed: int) -> None:
+    inputs: Any = None  # not reached
+    with pytest.raises(ConfigError, match=f"seed is {seed}: it must be from 0 to"):
+        build_batches(inputs, DataConfig(), STAGES["base"], BatchConfig(), seed=seed)
