@@ -121,7 +121,7 @@ def print_memory_line(config: RunConfig, inputs: TrainingInputs, model: TwoStage
             return  # The first step will say what to do.
         in_a_pass = -(-images // (world_size * config.loop.accumulate))
         lines.append((need.of(in_a_pass), memory_line(need, in_a_pass, available_memory(model.device))))
-    stderr.print(max(lines)[1], markup=False, soft_wrap=True)
+    stderr.print(max(lines)[1], soft_wrap=True)
 
 
 def _typical_image(config: RunConfig, model: TwoStageDetector, transform: TrainTransform) -> TrainingImage:

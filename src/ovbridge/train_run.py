@@ -51,7 +51,7 @@ def _train(config: RunConfig, out: Path, device: torch.device, peers: Peers) -> 
         result, ranks = out / RESULT_FILE, peers.ranks
         if peers.any(ranks.is_first and is_finished(out)):
             if ranks.is_first:
-                stderr.print(f"{result} is there already: this run is finished", markup=False)
+                stderr.print(f"{result} is there already: this run is finished")
             return result
         batches = build_batches(
             inputs,
@@ -104,7 +104,7 @@ def is_finished(out: Path) -> bool:
     try:
         read_metadata(out / RESULT_FILE)
     except CheckpointError:
-        stderr.print(f"warning: {out / RESULT_FILE} is damaged: it is made again from the checkpoints", markup=False)
+        stderr.print(f"warning: {out / RESULT_FILE} is damaged: it is made again from the checkpoints")
         return False
     return True
 

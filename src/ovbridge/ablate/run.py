@@ -126,7 +126,7 @@ def run_suites(
         share_out([(seed, run) for seed in seeds for run in runs], is_ready, do, lambda: time.sleep(WAIT_SECONDS))
     tables = {suite.name: _result(suite, records, settings) for suite in suites}
     write_tables(out, tables)
-    stderr.print(f"{len(runs)} runs, {len(seeds)} seeds, {sum(clock.seconds.values()):.0f} s in all", markup=False)
+    stderr.print(f"{len(runs)} runs, {len(seeds)} seeds, {sum(clock.seconds.values()):.0f} s in all")
     return tables
 
 

@@ -92,9 +92,9 @@ def ablate(
             print(json_format.dumps(titles))
             return
         for name, suite in known.items():
-            stdout.print(f"{name}: {suite.title}", soft_wrap=True, markup=False)
+            stdout.print(f"{name}: {suite.title}", soft_wrap=True)
             for row in suite.runs:
-                stdout.print(f"  {row.name}: {row.title}", soft_wrap=True, markup=False)
+                stdout.print(f"  {row.name}: {row.title}", soft_wrap=True)
         return
     if out is None or not suites:
         raise ConfigError(f"give --out and at least one suite: {', '.join(SUITES)}, or all, or quick")
@@ -140,7 +140,7 @@ def ablate(
         print(json_format.dumps({name: table.to_json() for name, table in tables.items()}))
         return
     for table in tables.values():
-        stdout.print(markdown(table), soft_wrap=True, markup=False)
+        stdout.print(markdown(table), soft_wrap=True)
     stdout.print(f"written to {files[-1]}", soft_wrap=True)
 
 

@@ -68,10 +68,10 @@ def convert(
     if json:
         print(json_format.dumps(result))
         return
-    stdout.print(result["summary"], soft_wrap=True, markup=False)
+    stdout.print(result["summary"], soft_wrap=True)
     for name, reason in result["tensors"]["reported"].items():
-        stdout.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
-    stdout.print(f"written to {target}", soft_wrap=True, markup=False)
+        stdout.print(f"  {name}: {reason}", soft_wrap=True)
+    stdout.print(f"written to {target}", soft_wrap=True)
 
 
 def _detector(tensors: Mapping[str, Tensor], source: Path, target: Path, names: Path | None) -> dict[str, Any]:

@@ -111,8 +111,8 @@ def _print_table(results: dict[str, Any]) -> None:
             style="dim",
         )
     stdout.print(f"time        {minutes(results['seconds'])}")
-    stdout.print(f"checkpoint  {results['checkpoint']}", soft_wrap=True, markup=False)
-    stdout.print(f"report      {results['report']}", soft_wrap=True, markup=False)
+    stdout.print(f"checkpoint  {results['checkpoint']}", soft_wrap=True)
+    stdout.print(f"report      {results['report']}", soft_wrap=True)
 
 
 def _cell(value: float | None, digits: int) -> str:

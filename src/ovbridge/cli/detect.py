@@ -270,8 +270,8 @@ def _written(picture: Picture, found: Detections, stem: str, target: OutputFolde
 def _report(record: Mapping[str, Any], out: Path | None) -> None:
     for image in record["images"]:
         things = ", ".join(f"{d['name']} {d['score']:.2f}" for d in image["detections"]) or "nothing"
-        stdout.print(f"{image['image']}: {things}", soft_wrap=True, markup=False)
+        stdout.print(f"{image['image']}: {things}", soft_wrap=True)
     for skipped in record["skipped"]:
-        stdout.print(f"skipped: {skipped['reason']}", soft_wrap=True, markup=False)
+        stdout.print(f"skipped: {skipped['reason']}", soft_wrap=True)
     if out is not None:
-        stdout.print(f"results in {out}", soft_wrap=True, markup=False)
+        stdout.print(f"results in {out}", soft_wrap=True)

@@ -64,13 +64,13 @@ def doctor(path: tyro.conf.Positional[Path | None] = None, /, *, json: bool = Fa
             )
         )
     else:
-        stdout.print(f"{found.kind}: {path or platform.node()}", soft_wrap=True, markup=False)
+        stdout.print(f"{found.kind}: {path or platform.node()}", soft_wrap=True)
         for name, value in found.facts.items():
-            stdout.print(f"  {name}: {value}", soft_wrap=True, markup=False)
+            stdout.print(f"  {name}: {value}", soft_wrap=True)
         for note in found.notes:
-            stdout.print(f"note: {note}", soft_wrap=True, markup=False)
+            stdout.print(f"note: {note}", soft_wrap=True)
         for fault in found.faults:
-            stdout.print(f"fault: {fault}", soft_wrap=True, markup=False)
+            stdout.print(f"fault: {fault}", soft_wrap=True)
         stdout.print("no fault found" if not found.faults else f"{len(found.faults)} faults")
     if found.faults:
         sys.exit(EXIT_FAULTS_FOUND)
@@ -115,11 +115,11 @@ def leaks(
         print(json_format.dumps(record))
     else:
         for line in record["looked_at"] + record["notes"]:
-            stdout.print(f"looked at {line}", soft_wrap=True, markup=False)
+            stdout.print(f"looked at {line}", soft_wrap=True)
         for line in record["leaks"]:
-            stdout.print(f"leak: {line}", soft_wrap=True, markup=False)
+            stdout.print(f"leak: {line}", soft_wrap=True)
         for line in record["stated"]:
-            stdout.print(f"known: {line}", soft_wrap=True, markup=False)
+            stdout.print(f"known: {line}", soft_wrap=True)
         stdout.print(f"verdict: {report.verdict}, {report.novel_classes} novel classes")
     if report.verdict == "leak":
         sys.exit(EXIT_FAULTS_FOUND)

@@ -84,7 +84,6 @@ def export(
         f"{out}: {written.bytes / 1e6:.1f} MB, {precision}, {result['names']} names by default, "
         f"any vocabulary [K, {result['embedding_width']}] as input",
         soft_wrap=True,
-        markup=False,
     )
 
 

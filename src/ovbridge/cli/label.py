@@ -351,10 +351,10 @@ def status(store: Path, /, *, json: bool = False) -> None:
             soft_wrap=True,
         )
         for cause, count in figures["causes"].items():
-            stdout.print(f"  {count} failed: {cause}", soft_wrap=True, markup=False)
+            stdout.print(f"  {count} failed: {cause}", soft_wrap=True)
     for bank, figures in banks.items():
         said = figures.get("damaged") or f"{figures['names']} names of {figures['dim']} values by {figures['encoder']}"
-        stdout.print(f"text {bank}: {said}", soft_wrap=True, markup=False)
+        stdout.print(f"text {bank}: {said}", soft_wrap=True)
 
 
 class _Where:
@@ -440,7 +440,7 @@ def _report(summary: RunSummary, store: Path, json: bool) -> None:
         print(json_format.dumps(figures))
         return
     for key, cause in summary.failures.items():
-        stdout.print(f"failed: {key}: {cause}", soft_wrap=True, markup=False)
+        stdout.print(f"failed: {key}: {cause}", soft_wrap=True)
     again = f" ({summary.replaced} anew, as their names have changed)" if summary.replaced else ""
     stdout.print(
         f"{summary.labelled} images labelled{again}, {summary.done_before} were done before, "

@@ -247,6 +247,6 @@ def _report(counts: dict[str, Any], json: bool) -> None:
     flat = {f"{outer} {k}": v for outer, part in counts.items() if isinstance(part, dict) for k, v in part.items()}
     for name, value in ({k: v for k, v in counts.items() if not isinstance(v, dict)} | flat).items():
         if name != "files":
-            stdout.print(f"{name.replace('_', ' ')}: {value}", soft_wrap=True, markup=False)
+            stdout.print(f"{name.replace('_', ' ')}: {value}", soft_wrap=True)
     for file in counts["files"]:
-        stdout.print(f"written to {file}", soft_wrap=True, markup=False)
+        stdout.print(f"written to {file}", soft_wrap=True)

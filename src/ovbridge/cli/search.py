@@ -87,7 +87,7 @@ def search(
         return
     for rank, hit in enumerate(hits, 1):
         box = ", ".join(f"{v:.0f}" for v in hit.box_xyxy)
-        stdout.print(f"{rank:3d}  {hit.similarity:.3f}  {hit.image_key}  ({box})", soft_wrap=True, markup=False)
+        stdout.print(f"{rank:3d}  {hit.similarity:.3f}  {hit.image_key}  ({box})", soft_wrap=True)
     stdout.print(f"contact sheet: {sheet}", soft_wrap=True)
 
 

@@ -87,7 +87,7 @@ def serve(
     key = api_key(api_key_file)
     bound = listen(host, port)
     source = checkpoint or str(builtin_checkpoint())
-    stderr.print(f"loading {source}", soft_wrap=True, markup=False)
+    stderr.print(f"loading {source}", soft_wrap=True)
     engine = Engine.load(source, limits, device=device, clip=clip, precision=precision)
     search = None
     if store is not None:
@@ -98,9 +98,7 @@ def serve(
     address = address_of(bound)
 
     def announce() -> None:
-        stdout.print(
-            f"OVBridge serves at {address} (API: {address}/docs); Ctrl-C ends it", soft_wrap=True, markup=False
-        )
+        stdout.print(f"OVBridge serves at {address} (API: {address}/docs); Ctrl-C ends it", soft_wrap=True)
         stdout.file.flush()
 
     serve_forever(service, bound, api_key=key, on_ready=announce, verbose=verbose)

@@ -49,7 +49,7 @@ def merge_classes(detector: Detector, annotations: Path) -> UserClasses:
     given = tuple(n for n, c in zip(mine.names, mine.category_ids, strict=True) if c in used)
     for name, category in zip(mine.names, mine.category_ids, strict=True):
         if category in flat:
-            stderr.print(f"note: {annotations}: {name!r} has no box with an area, so it is not taught", markup=False)
+            stderr.print(f"note: {annotations}: {name!r} has no box with an area, so it is not taught")
     if not given:
         raise DataError(f"{annotations} has no box to learn from: draw some")
     added = tuple(name for name in given if name not in metadata.names)

@@ -320,9 +320,9 @@ def _mean(values: list[float]) -> float:
 def print_figures(figures: dict[str, Any]) -> None:
     """Before and after, for people."""
     if "before" not in figures:
-        stderr.print("no --holdout given: what was forgotten is not known", markup=False)
+        stderr.print("no --holdout given: what was forgotten is not known")
         return
     for row, title in (("held_out", "held-out vocabulary"), ("base", "base classes"), ("mine", "your classes")):
         left, right = figures["before"][row], figures["after"][row]
         if left is not None and right is not None:
-            stderr.print(f"{title}: AP50 {left:.1f} before, {right:.1f} after ({right - left:+.1f})", markup=False)
+            stderr.print(f"{title}: AP50 {left:.1f} before, {right:.1f} after ({right - left:+.1f})")

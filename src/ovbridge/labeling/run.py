@@ -128,7 +128,7 @@ def _open_tables(path: str | Path, image_root: Path, image_keys: Sequence[str], 
     image_set = ImageSet.of(image_root, image_keys)
     store = LabelStore.create_or_open(path, *(m.with_image_set(image_set) for m in labeller.manifests))
     for notice in filter(None, notices):
-        stderr.print(f"note: {notice}", markup=False, soft_wrap=True)
+        stderr.print(f"note: {notice}", soft_wrap=True)
     return store
 
 

@@ -143,7 +143,7 @@ def resume_latest(
         try:
             return load_checkpoint(path, model, optimizer, average)
         except CheckpointError as error:
-            stderr.print(f"warning: {error}", markup=False)
+            stderr.print(f"warning: {error}")
     if found:
         raise CheckpointError(f"no checkpoint below {folder} can be read: delete the folder to start over")
     return None

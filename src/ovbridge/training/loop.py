@@ -429,9 +429,7 @@ class _Stepper:
         if skipped > self._config.max_skipped_steps:
             raise ConfigError(f"{where}; {skipped} such steps; {DIVERGED}")
         if self._peers.ranks.is_first:
-            stderr.print(
-                f"warning: {where}; skipped ({skipped} of at most {self._config.max_skipped_steps})", markup=False
-            )
+            stderr.print(f"warning: {where}; skipped ({skipped} of at most {self._config.max_skipped_steps})")
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

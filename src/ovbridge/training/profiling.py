@@ -55,4 +55,4 @@ class StepProfiler:
         order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = profile.key_averages().table(sort_by=order, row_limit=40)
         (self._folder / "operations.txt").write_text(table + "\n", encoding="utf-8")
-        stderr.print(f"profile in {trace}: open it in https://ui.perfetto.dev", markup=False)
+        stderr.print(f"profile in {trace}: open it in https://ui.perfetto.dev")

@@ -88,9 +88,9 @@ def _load_pretrained(model: TwoStageDetector, stage: Stage, init: Path | None) -
     if read_backbone_header(init) is not None:
         loaded = load_backbone(model, init)
         left = f", no place for {len(loaded.unused)} ({loaded.unused[0]}, ...)" if loaded.unused else ""
-        stderr.print(f"{loaded.used} pretrained tensors from {init}{left}", markup=False)
+        stderr.print(f"{loaded.used} pretrained tensors from {init}{left}")
         return
-    stderr.print(f"{copy_pretrained(model, init)} pretrained tensors from {init}", markup=False)
+    stderr.print(f"{copy_pretrained(model, init)} pretrained tensors from {init}")
 
 
 def copy_pretrained(model: TwoStageDetector, source: Path) -> int:

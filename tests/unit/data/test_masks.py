@@ -51,7 +51,7 @@ def test_a_polygon_may_reach_out_of_its_image() -> None:
         ([[0, 0, 1, 1]], "fewer than three points"),
         ([[0, 0, 1, 1, 2, None]], "finite numbers"),
         ([[0, 0, 1, 1, 2, float("nan")]], "finite numbers"),
-        ([[0, 0, 1, 1, 2, 10**400]], "farther than 100000"),
+        ([[0, 0, 1, 1, 2, 10**400]], "finite numbers"),
         ([[0, 0, 1, 1, 2, -1e9]], "farther than 100000"),
         (None, "neither polygons nor RLE"),
     ],
