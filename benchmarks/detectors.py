@@ -47,7 +47,8 @@ from ovbridge.device import bf16_pays
 from ovbridge.images import read_image
 from ovbridge.inference import Detector
 from ovbridge.structures import BoxLabels, ImageLabels, RegionTargets, TrainingImage
-from ovbridge.training.objectives import FederatedLoss, LossWeights, detection_losses, image_label_losses
+from ovbridge.training.loss_weights import FederatedLoss, LossWeights
+from ovbridge.training.objectives import detection_losses, image_label_losses
 from ovbridge.world.write import write_world
 
 OFFICIAL_SECONDS = {

@@ -13,7 +13,7 @@ from ovbridge.ranges import COUNT, SEED, SHARE, require_ranges
 from ovbridge.training.batches import BatchConfig
 from ovbridge.training.inputs import DataConfig
 from ovbridge.training.loop import LoopConfig
-from ovbridge.training.objectives import LossWeights
+from ovbridge.training.loss_weights import LossWeights
 from ovbridge.training.optim import OptimConfig
 from ovbridge.training.stages import Stage
 from ovbridge.validation import ValidationConfig

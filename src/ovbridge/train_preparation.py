@@ -19,9 +19,10 @@ from ovbridge.run_config import RunConfig
 from ovbridge.structures import BoxLabels, ImageLabels, RegionTargets, TrainingImage
 from ovbridge.training.inputs import TrainingInputs
 from ovbridge.training.loop import LossFunction
+from ovbridge.training.loss_weights import FederatedLoss
 from ovbridge.training.memory import available_memory, is_out_of_memory, memory_line, memory_need
 from ovbridge.training.named_regions import NamedRegions
-from ovbridge.training.objectives import FederatedLoss, detection_losses, image_label_losses
+from ovbridge.training.objectives import detection_losses, image_label_losses
 from ovbridge.training.prefetch import Batch
 from ovbridge.training.ranks import Peers
 

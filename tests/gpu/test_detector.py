@@ -13,7 +13,8 @@ from ovbridge.detector import DetectorConfig, TwoStageDetector, build_detector, 
 from ovbridge.detector import to_weight_transfer as transferred
 from ovbridge.detector.postprocess import to_original_size
 from ovbridge.structures import BoxLabels, ImageLabels, RegionTargets, TrainingImage
-from ovbridge.training.objectives import FederatedLoss, LossWeights, detection_losses, image_label_losses
+from ovbridge.training.loss_weights import FederatedLoss, LossWeights
+from ovbridge.training.objectives import detection_losses, image_label_losses
 
 pytestmark = [
     pytest.mark.gpu,

@@ -19,7 +19,8 @@ from ovbridge.detector.detector import TwoStageDetector
 from ovbridge.detector.sampling import SampledRegions, sample_anchors
 from ovbridge.structures import BoxLabels, ImageLabels, RegionTargets, TrainingImage
 from ovbridge.training import objectives
-from ovbridge.training.objectives import LossWeights, image_label_losses, sample_batch
+from ovbridge.training.loss_weights import LossWeights
+from ovbridge.training.objectives import image_label_losses, sample_batch
 
 OFFICIAL_NAMES = {
     "rpn_objectness": "loss_rpn_cls",

@@ -26,7 +26,8 @@ from ovbridge.detector.pooling import batch_rois
 from ovbridge.detector.roi_head import RoIHead
 from ovbridge.detector.rpn import BoxProposals
 from ovbridge.structures import BoxLabels, TrainingImage
-from ovbridge.training.objectives import LossWeights, region_losses, sample_batch
+from ovbridge.training.loss_weights import LossWeights
+from ovbridge.training.objectives import region_losses, sample_batch
 from ovbridge.training.prefetch import Batch
 
 FROZEN = ("backbone", "rpn", "roi_head.box_regressor")

@@ -25,7 +25,8 @@ from ovbridge.inference import PAPER_SIZE, Detector, TextEncoder
 from ovbridge.training.batches import BatchConfig, build_batches
 from ovbridge.training.inputs import DataConfig, TrainingInputs, fingerprint, open_inputs
 from ovbridge.training.loop import LoopConfig, LossFunction, TrainingParts, train
-from ovbridge.training.objectives import LossWeights, detection_losses
+from ovbridge.training.loss_weights import LossWeights
+from ovbridge.training.objectives import detection_losses
 from ovbridge.training.optim import OptimConfig, build_optimizer
 from ovbridge.training.prefetch import Batch
 from ovbridge.training.run_folder import RESULT_FILE, claimed_run

@@ -15,7 +15,7 @@ from ovbridge.run_config import RunConfig
 from ovbridge.training.batches import BatchConfig
 from ovbridge.training.inputs import DataConfig
 from ovbridge.training.loop import LoopConfig
-from ovbridge.training.objectives import LossWeights
+from ovbridge.training.loss_weights import LossWeights
 from ovbridge.training.optim import OptimConfig
 from ovbridge.training.stages import STAGES, Stage
 

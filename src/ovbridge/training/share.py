@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ovbridge.detector.sampling import SampledRegions
 from ovbridge.structures import TrainingImage
-from ovbridge.training.objectives import LossWeights
+from ovbridge.training.loss_weights import LossWeights
 from ovbridge.training.ranks import Peers
 
 

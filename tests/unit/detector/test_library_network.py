@@ -26,7 +26,8 @@ from ovbridge.detector.library_network import staged_network
 from ovbridge.detector.pretrained import fitted_to, load_backbone, write_backbone
 from ovbridge.errors import CheckpointError, ConfigError
 from ovbridge.structures import BoxLabels, RegionTargets, TrainingImage
-from ovbridge.training.objectives import LossWeights, detection_losses
+from ovbridge.training.loss_weights import LossWeights
+from ovbridge.training.objectives import detection_losses
 from ovbridge.training.stages import set_training_mode
 
 BANK = torch.eye(4, 512)

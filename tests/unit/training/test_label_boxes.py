@@ -16,7 +16,8 @@ from ovbridge.detector.rpn import BoxProposals
 from ovbridge.structures import ImageLabels, Proposals, RegionTargets, TrainingImage
 from ovbridge.teachers.largest_box import LargestBoxProposer
 from ovbridge.training.label_boxes import own_label_boxes
-from ovbridge.training.objectives import LossWeights, image_label_losses
+from ovbridge.training.loss_weights import LossWeights
+from ovbridge.training.objectives import image_label_losses
 
 SMALL, WIDE = [0.0, 0, 10, 10], [0.0, 0, 40, 20]
 

@@ -13,8 +13,9 @@ from ovbridge.detector import TwoStageDetector, build_detector, losses, to_weigh
 from ovbridge.detector.config import MaskConfig
 from ovbridge.errors import ConfigError
 from ovbridge.structures import BoxLabels, ImageLabels, RegionTargets, TrainingImage
+from ovbridge.training.loss_weights import FederatedLoss, LossWeights
 from ovbridge.training.named_regions import NamedRegions
-from ovbridge.training.objectives import FederatedLoss, LossWeights, detection_losses, image_label_losses
+from ovbridge.training.objectives import detection_losses, image_label_losses
 from ovbridge.training.ranks import Peers
 from ovbridge.training.share import BatchShare, shares_of_step
 

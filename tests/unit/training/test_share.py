@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ovbridge.detector.sampling import SampledRegions
 from ovbridge.structures import ImageLabels, RegionTargets, TrainingImage
-from ovbridge.training.objectives import LossWeights
+from ovbridge.training.loss_weights import LossWeights
 from ovbridge.training.ranks import Peers, Ranks
 from ovbridge.training.share import shares_of_step
 
