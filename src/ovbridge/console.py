@@ -68,11 +68,14 @@ class Ticker:
         self._task = self._progress.add_task(description, total=total, completed=done, note="")
 
     def __enter__(self) -> Ticker:
-        self._progress.start()
+        if stderr.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._progress.stop()
+        # A bar that never started would write an empty line (rich before 15).
+        if stderr.is_terminal:
+            self._progress.stop()
 
     def __call__(self, steps: int = 1, *, note: str | None = None) -> None:
         """Advance by `steps`; `note` replaces the text at the end of the bar."""

@@ -18,7 +18,12 @@ def _saved(tmp_path, image, name, **options):
 def test_every_mode_becomes_rgb_bytes(tmp_path, mode):
     image = Image.new("RGB", (7, 5), RED).convert(mode)
     suffix = "tif" if mode in ("CMYK", "YCbCr") else "png"
-    pixels = read_image(_saved(tmp_path, image, f"{mode}.{suffix}"))
+    path = _saved(tmp_path, image, f"{mode}.{suffix}")
+    try:
+        Image.open(path).load()
+    except OSError:
+        pytest.skip(f"this Pillow cannot read the {mode} file that it wrote")
+    pixels = read_image(path)
     assert pixels.shape == (5, 7, 3)
     assert pixels.dtype == np.uint8
     if mode in ("RGB", "RGBA"):
