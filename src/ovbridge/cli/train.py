@@ -28,10 +28,7 @@ ovbridge train mavl --help
 
 STARTING_POINTS = {
     "clip": ("ovbridge.teachers.train_clip", "--data worlds/teachers --out clip.safetensors --train.steps 1000"),
-    "mavl": (
-        "ovbridge.teachers.mavl.train",
-        "--data worlds/teachers --minutes 45 --out mavl.safetensors",
-    ),
+    "mavl": ("ovbridge.teachers.mavl.train", "--data worlds/teachers --minutes 45 --out mavl.safetensors"),
     "backbone": ("ovbridge.training.pretrain", "--data worlds/teachers --steps 5000 --out backbone.safetensors"),
 }
 """What the built-in world starts from: modules whose function of that name trains it, and an example of its options."""

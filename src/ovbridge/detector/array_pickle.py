@@ -6,7 +6,6 @@ small stand-in of this file: the pickle's own classes and functions are never lo
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ovbridge.errors import CheckpointError
-from ovbridge.pickle_memo import check_memo
+from ovbridge.pickle_bounds import TOO_MUCH, BoundedUnpickler, check_memo
 
 _NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
 """numpy's codes of the element types that weights may have."""
@@ -84,24 +83,11 @@ class _Array:
         return flat.reshape(tuple(int(n) for n in shape), order="F" if order == "F" else "C")
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="latin1")
-        self._left = len(data)
-
-    def _encode(self, text: object, encoding: object = "latin1") -> bytes:
-        """The bytes of an array as old protocols write them; each is in the file, so together they are no longer."""
-        if not isinstance(text, str) or encoding != "latin1":
-            raise ValueError("text in an unexpected encoding")
-        self._left -= len(text)
-        if self._left < 0:
-            raise ValueError(_TOO_MUCH)
-        return text.encode("latin1")
-
+class _ArrayUnpickler(BoundedUnpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         known: dict[tuple[str, str], Callable[..., Any]] = {
             ("collections", "OrderedDict"): OrderedDict,
-            ("_codecs", "encode"): self._encode,
+            ("_codecs", "encode"): self.encode,
             ("numpy", "ndarray"): _Array,
             ("numpy", "dtype"): _DataType,
             ("multiarray", "_reconstruct"): lambda kind, shape, code: _Array(),
@@ -117,9 +103,6 @@ class _ArrayUnpickler(pickle.Unpickler):
         return known[module, name]
 
 
-_TOO_MUCH = "it unfolds to more than it holds"
-
-
 def _tensors(table: Mapping[Any, Any], limit: int) -> dict[str, Tensor]:
     """The arrays of a table without momentum; ValueError where they have more than `limit` bytes together."""
     tensors: dict[str, Tensor] = {}
@@ -128,7 +111,7 @@ def _tensors(table: Mapping[Any, Any], limit: int) -> dict[str, Tensor]:
             array = stored.numpy()
             limit -= array.nbytes
             if limit < 0:
-                raise ValueError(_TOO_MUCH)
+                raise ValueError(TOO_MUCH)
             tensors[str(name)] = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
     return tensors
 
@@ -144,7 +127,7 @@ def read_array_pickle(path: Path) -> tuple[dict[str, Tensor], str]:
     try:
         data = path.read_bytes()
         check_memo(data)
-        content = _ArrayUnpickler(data).load()
+        content = _ArrayUnpickler(data, "latin1").load()
         author = content.get("__author__", "") if isinstance(content, dict) else ""
         for key in ("model", "blobs"):
             if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -8,9 +8,7 @@ more memory than a few times the size of the file: what is repeated by reference
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ovbridge.errors import DataError
-from ovbridge.pickle_memo import check_memo
+from ovbridge.pickle_bounds import TOO_MUCH, BoundedUnpickler, check_memo
 
 _NUMBER_KINDS = frozenset("biuf")
 
@@ -106,23 +104,10 @@ class _RefusedError(Exception):
     pass
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
-        self._left = len(data)
-
-    def _encode(self, text: object, encoding: object = "latin1") -> bytes:
-        """The bytes of an array as old protocols write them; each is in the file, so together they are no longer."""
-        if not isinstance(text, str) or encoding != "latin1":
-            raise ValueError("text in an unexpected encoding")
-        self._left -= len(text)
-        if self._left < 0:
-            raise ValueError(_TOO_MUCH)
-        return text.encode("latin1")
-
+class _PlainUnpickler(BoundedUnpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if (module_name, global_name) == ("_codecs", "encode"):
-            return self._encode
+            return self.encode
         try:
             return _KNOWN[module_name, global_name]
         except KeyError:
@@ -149,9 +134,6 @@ def read_plain_pickle(path: Path) -> Any:
         raise DataError(f"{path} is not a pickle of plain values ({line}): fetch it again") from None
 
 
-_TOO_MUCH = "it unfolds to more than it holds"
-
-
 class _Walker:
     """Turns stand-ins into arrays. A small file cannot mean more values than it has bytes: that stops references
     upon references, which would unfold to gigabytes."""
@@ -164,7 +146,7 @@ class _Walker:
     def plain(self, value: Any, depth: int) -> Any:
         self._left -= 1
         if self._left < 0 or depth > self._DEEPEST:
-            raise ValueError(_TOO_MUCH)
+            raise ValueError(TOO_MUCH)
         if isinstance(value, list | tuple):
             return type(value)(self.plain(v, depth + 1) for v in value)
         if type(value) is dict:
@@ -173,7 +155,7 @@ class _Walker:
             array = value.numpy()
             self._left -= array.size
             if self._left < 0:
-                raise ValueError(_TOO_MUCH)
+                raise ValueError(TOO_MUCH)
             return array if array.shape else array.item()
         if isinstance(value, str | bytes | int | float | OpaqueTensor) or value is None:
             return value

@@ -18,12 +18,9 @@ def _saved(tmp_path, image, name, **options):
 def test_every_mode_becomes_rgb_bytes(tmp_path, mode):
     image = Image.new("RGB", (7, 5), RED).convert(mode)
     suffix = "tif" if mode in ("CMYK", "YCbCr") else "png"
-    path = _saved(tmp_path, image, f"{mode}.{suffix}")
-    try:
-        Image.open(path).load()
-    except OSError:
-        pytest.skip(f"this Pillow cannot read the {mode} file that it wrote")
-    pixels = read_image(path)
+    # Pillow before 13 cannot read the YCbCr file that it writes without compression.
+    options = {"compression": "tiff_lzw"} if mode == "YCbCr" else {}
+    pixels = read_image(_saved(tmp_path, image, f"{mode}.{suffix}", **options))
     assert pixels.shape == (5, 7, 3)
     assert pixels.dtype == np.uint8
     if mode in ("RGB", "RGBA"):
