@@ -144,6 +144,8 @@ def test_batch_agrees_with_one_at_a_time(detector: Detector, picture: np.ndarray
     pictures = [picture, picture[:, :90], picture[:40], picture[::-1].copy()]
     together = detector.detect_batch(pictures, score_threshold=0.3)
     assert detector.detect_batch([]) == []
+    stacked = detector.detect_batch(np.stack([picture, picture[::-1]]), score_threshold=0.3)  # type: ignore[arg-type]
+    assert [len(found) for found in stacked] == [len(together[0]), len(together[3])]
     for found, given in zip(together, pictures, strict=True):
         alone = detector.detect(given, score_threshold=0.3)
         torch.testing.assert_close(found.scores, alone.scores, atol=1e-5, rtol=0)

@@ -197,7 +197,7 @@ class Detector:
         if crops:
             queries = _with_examples(queries or (), crops)
         bank = None if queries is None else self._query_bank(queries, crops, score_threshold)
-        if not images:
+        if len(images) == 0:
             return []
         originals = [picture_pixels(image) for image in images]
         resized = [self.resize(pixels) for pixels in originals]
@@ -424,7 +424,7 @@ def _with_pixels(like: Examples) -> dict[str, list[Pixels]]:
 
 def _crop_pixels(crops: Sequence[ImageLike], what: str) -> list[Pixels]:
     check_several(crops, f"the example of {what}")
-    if not crops:
+    if len(crops) == 0:
         raise VocabularyError(f"there is no example crop for {what}: give at least one picture")
     return [picture_pixels(crop) for crop in crops]
 

@@ -34,9 +34,9 @@ def picture_pixels(image: ImageLike) -> Pixels:
     return whole if whole.ndim == 3 and whole.shape[2] == 3 else rgb_array(Image.fromarray(whole))
 
 
-def check_several(images: Sequence[ImageLike], what: str) -> None:
+def check_several(images: object, what: str) -> None:
     """Raise DataError where one picture stands in the place of a list: it would be taken apart."""
-    if isinstance(images, (str, Path, Image.Image, np.ndarray)):
+    if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim < 4):
         raise DataError(f"{what} is one picture, not several: give a list, e.g. ['photo.jpg']")
 
 
