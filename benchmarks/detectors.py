@@ -198,7 +198,7 @@ def jobs(name: str, mode: str, model: TwoStageDetector, image: Tensor) -> dict[s
             "ours fp32": lambda: to_original_size(model.detect([image])[0], size, original),
             "plain fp32": lambda: to_original_size(plain_detect(model, image), size, original),
             "ours bf16": lambda: to_original_size(model.detect([image])[0], size, original),
-            "ours mixed": lambda: to_original_size(model.detect([image], exact_maps=True)[0], size, original),
+            "ours mixed": lambda: to_original_size(model.detect([image], mixed=True)[0], size, original),
         }
     count, height, width = (2, 800, 1067) if mode == "train" else (8, 400, 533)
     images = training_images(count, height, width, CLASSES[name], boxes=mode == "train")

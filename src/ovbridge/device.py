@@ -9,8 +9,8 @@ import torch
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DetectionPrecision = Literal["fp32", "mixed", "bf16", "auto"]
-"""What a detector computes in. mixed: maps and proposals in fp32, which keeps the detections of fp32, regions in bf16.
-auto: bf16 where the hardware has it, else fp32."""
+"""What a detector computes in. mixed: maps, proposals and the best regions in fp32, which keeps the best detections of
+fp32; the search among the regions in bf16. auto: bf16 where the hardware has it, else fp32."""
 
 
 def default_device() -> torch.device:

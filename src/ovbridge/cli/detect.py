@@ -83,8 +83,8 @@ def detect(
         overlap: share of a tile that it has in common with the next, 0 to 0.9.
         batch: pictures in one pass; more is faster on a GPU, and takes memory.
         device: cpu, cuda or cuda:1; by default the GPU if there is one.
-        precision: fp32; bf16, about half the time where the hardware has it; mixed, maps in fp32 and regions in bf16;
-            auto, bf16 where the hardware has it.
+        precision: fp32; bf16, about half the time where the hardware has it; mixed, the best
+            detections of fp32 in little more; auto, bf16 where the hardware has it.
         text_encoder: CLIP for names that the checkpoint does not know; by default the one that it names.
         as_json: print the detections as JSON.
     """

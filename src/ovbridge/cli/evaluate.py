@@ -63,8 +63,8 @@ def evaluate(
             clip_novel=0.35 templates="a photo of a {},a drawing of a {}".
         audit: With --checkpoint: look for novel names in what it was trained on; the verdict goes into the results.
         device: With --checkpoint: cpu or cuda; by default the GPU if there is one.
-        precision: fp32; bf16, about half the time where the hardware has it; mixed, maps in fp32 and regions in bf16;
-            auto, bf16 where the hardware has it.
+        precision: fp32; bf16, about half the time where the hardware has it; mixed, the best
+            detections of fp32 in little more; auto, bf16 where the hardware has it.
         json: Print the numbers as JSON.
     """
     from ovbridge.evaluation import protocols

@@ -52,8 +52,8 @@ def serve(
         store: label store whose regions the page and /v1/search look in.
         clip: text encoder for names that the checkpoint does not know; by default the one that it names.
         device: cpu, cuda or cuda:1; by default the GPU if there is one.
-        precision: fp32; bf16, about half the time where the hardware has it; mixed, maps in fp32 and regions in bf16;
-            auto, bf16 where the hardware has it.
+        precision: fp32; bf16, about half the time where the hardware has it; mixed, the best
+            detections of fp32 in little more; auto, bf16 where the hardware has it.
         api_key_file: file with a key that /v1 then wants; the variable OVBRIDGE_API_KEY does the same.
         max_batch: most pictures in one pass of the model.
         workers: model threads; by default 2 on a CPU with several cores, else 1.

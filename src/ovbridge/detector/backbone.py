@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovbridge.detector.winograd import Conv3x3, KeptFilter, points_pay
+
 Norm = Literal["frozen", "batch"]
 
 _FEW_CHANNELS = 16
@@ -56,12 +58,14 @@ class ConvNorm(nn.Module):
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         self.kept: tuple[Tensor, Tensor] | None = None
         """What `folded` gives, while `folded_once` holds it."""
+        self._on_points = KeptFilter()
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight [O, I, k, k] and bias [O] of the one convolution that this is; needs a frozen norm."""
         kept = self.kept  # read once: another thread's pass over this model may end meanwhile
-        if kept is not None:
-            return kept
+        return self._fold() if kept is None else kept
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
         scale, shift = cast(FrozenBatchNorm, self.norm).scale_and_shift()
         return self.weight * scale[:, None, None, None], shift
 
@@ -71,6 +75,8 @@ class ConvNorm(nn.Module):
         if self.padding == 0 and stride > 1 and self.weight.shape[1] < _FEW_CHANNELS:
             x, stride = x[:, :, ::stride, ::stride], 1
         if isinstance(self.norm, FrozenBatchNorm):
+            if stride == 1 and self.padding == 1 and more_bias is None and points_pay(x, self.weight):
+                return self._on_points(x, (self.weight, *self.norm.buffers()), self._fold)
             weight, bias = self.folded()
             bias = bias if more_bias is None else bias + more_bias
             return F.conv2d(x, weight, bias, stride=stride, padding=self.padding)
@@ -219,7 +225,7 @@ class PyramidBackbone(nn.Module):
         self.strides = (*strides, 2 * strides[-1]) if extra_level else strides
         self.channels = (channels,) * len(self.strides)
         self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in inputs)
-        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in inputs)
+        self.output = nn.ModuleList(Conv3x3(channels, channels) for _ in inputs)
         for conv in (*self.lateral, *self.output):
             nn.init.kaiming_uniform_(cast(Tensor, conv.weight), a=1)
             nn.init.zeros_(cast(Tensor, conv.bias))
@@ -237,12 +243,19 @@ class PyramidBackbone(nn.Module):
         ):
             merged = lateral(feature)
             if top is not None:
-                merged = merged + F.interpolate(top, scale_factor=2.0, mode="nearest")
+                merged = _plus_doubled(merged, top)
             top = merged
             levels.insert(0, output(merged))
         if self.extra_level:
             levels.append(levels[-1][:, :, ::2, ::2])
         return levels
+
+
+def _plus_doubled(fine: Tensor, coarse: Tensor) -> Tensor:
+    """`fine` [B, C, 2 H, 2 W] + `coarse` [B, C, H, W] at twice the size, each pixel four times."""
+    batch, channels, height, width = coarse.shape
+    fours = fine.view(batch, channels, height, 2, width, 2) + coarse[:, :, :, None, :, None]
+    return fours.view_as(fine)
 
 
 def set_norm_eval(module: nn.Module) -> None:

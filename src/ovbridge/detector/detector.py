@@ -5,6 +5,7 @@ Legend: B images, R regions, F region feature, D embedding, K classes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,9 +20,10 @@ from ovbridge.detector.example_matching import with_examples
 from ovbridge.detector.mask_head import MaskHead
 from ovbridge.detector.pixels import PixelNormalizer
 from ovbridge.detector.pooling import batch_rois
-from ovbridge.detector.postprocess import RawDetections, RowClasses, select_detections
+from ovbridge.detector.postprocess import RawDetections, RowClasses, leading_regions, select_detections
 from ovbridge.detector.roi_head import RoIHead
 from ovbridge.detector.rpn import BoxProposals, RegionProposalNetwork
+from ovbridge.detector.winograd import by_points
 from ovbridge.structures import Proposals
 
 
@@ -47,6 +49,32 @@ class Search:
     """Which of all these rows make one class together; None makes each row a class."""
     postprocess: PostprocessConfig | None = None
     """Threshold, NMS and count in place of the checkpoint's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Regions:
+    """What the region head says of some regions."""
+
+    boxes_R4: Tensor  # noqa: N815 - dense-maths suffix
+    """xyxy in the pixels of the image given, not yet clipped."""
+    query_RD: Tensor  # noqa: N815 - dense-maths suffix
+    """What is compared with the rows of the text bank."""
+    region_RF: Tensor  # noqa: N815 - dense-maths suffix
+
+    def split(self, counts: Sequence[int]) -> list[_Regions]:
+        """The regions of each image."""
+        parts = zip(*(torch.split(value, list(counts)) for value in self._values()), strict=True)
+        return [_Regions(boxes_R4=boxes, query_RD=query, region_RF=region) for boxes, query, region in parts]
+
+    def replaced(self, index: Tensor, by: _Regions) -> _Regions:
+        """With those at `index` as in `by`."""
+        boxes, query, region = (
+            old.index_copy(0, index, new) for old, new in zip(self._values(), by._values(), strict=True)
+        )
+        return _Regions(boxes_R4=boxes, query_RD=query, region_RF=region)
+
+    def _values(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.boxes_R4, self.query_RD, self.region_RF
 
 
 class TwoStageDetector(nn.Module):
@@ -124,59 +152,77 @@ class TwoStageDetector(nn.Module):
         text_bank_KD: Tensor | None = None,
         example_ED: Tensor | None = None,
         rows: RowClasses | None = None,
-        exact_maps: bool = False,
+        mixed: bool = False,
     ) -> list[RawDetections]:
         """Detections of pictures [3, H, W] uint8 RGB, already resized, in their pixels.
 
         `text_bank_KD` (rows of any length) stands in for the stored vocabulary during this call alone, followed by
         `example_ED`, CLIP embeddings of example pictures; `rows` says which of all these make one class together.
-        `exact_maps` leaves backbone and proposal network out of autocast.
+        `mixed` uses autocast's half precision for the search alone: maps and proposals are computed in fp32, and the
+        regions that lead among all are computed in fp32 again before detections are chosen.
         """
         search = Search(text_bank_KD=text_bank_KD, example_ED=example_ED, rows=rows, postprocess=postprocess)
-        return self.detect_each(images, [search] * len(images), exact_maps=exact_maps)
+        return self.detect_each(images, [search] * len(images), mixed=mixed)
 
     @torch.inference_mode()
     def detect_each(
-        self, images: Sequence[Tensor], searches: Sequence[Search], *, exact_maps: bool = False
+        self, images: Sequence[Tensor], searches: Sequence[Search], *, mixed: bool = False
     ) -> list[RawDetections]:
         """`detect` with a search of its own for each image: requests of different people in one pass."""
-        with torch.autocast(self.device.type, enabled=False) if exact_maps else nullcontext():
+        # In fp32 alone every convolution is computed as the official code does.
+        with by_points() if torch.is_autocast_enabled(self.device.type) else nullcontext():
+            return self._detect_each(images, searches, mixed)
+
+    def _detect_each(self, images: Sequence[Tensor], searches: Sequence[Search], mixed: bool) -> list[RawDetections]:
+        in_full = torch.autocast(self.device.type, enabled=False)
+        with in_full if mixed else nullcontext():
             encoded = self.encode(images)
             proposals = [found.boxes_xyxy for found in self._proposals(encoded)]
         rois = batch_rois(proposals)
-        region_RF = self.roi_head.in_chunks(encoded.features, rois)
-        boxes_R4 = decode_boxes(rois[:, 1:], self.roi_head.box_regressor(region_RF), self.config.roi.box_weights)
-        query_RD = self.roi_head.classifier.query(self.roi_head.projection(region_RF))
+        with by_points(rough=True) if mixed else nullcontext():
+            regions = self._regions(encoded, rois)
+        counts = [len(boxes) for boxes in proposals]
         # Class scores decide the order of detections: never in half precision.
-        with torch.autocast(self.device.type, enabled=False):
-            counts = [len(boxes) for boxes in proposals]
-            found = [
-                self._select(*parts)
-                for parts in zip(
-                    torch.split(boxes_R4, counts),
-                    torch.split(query_RD, counts),
-                    torch.split(region_RF, counts),
-                    encoded.sizes,
-                    searches,
-                    strict=True,
-                )
-            ]
+        with in_full:
+            if mixed:
+                leading = [
+                    leading_regions(*self._named(part, search))
+                    for part, search in zip(regions.split(counts), searches, strict=True)
+                ]
+                first = itertools.accumulate(counts, initial=0)
+                chosen = torch.cat([index + start for index, start in zip(leading, first, strict=False)])
+                regions = regions.replaced(chosen, self._regions(encoded, rois[chosen]))
+            parts = zip(regions.split(counts), encoded.sizes, searches, strict=True)
+            found = [self._select(part, image_hw, search) for part, image_hw, search in parts]
         return self._with_masks(encoded, found)
 
-    def _select(
-        self, boxes_R4: Tensor, query_RD: Tensor, region_RF: Tensor, image_hw: tuple[int, int], search: Search
-    ) -> RawDetections:
-        """The detections of one image."""
+    def _regions(self, encoded: EncodedImages, rois: Tensor) -> _Regions:
+        """What the region head says of `rois` [R, 5]."""
+        head = self.roi_head
+        region_RF = head.in_chunks(encoded.features, rois)
+        return _Regions(
+            boxes_R4=decode_boxes(rois[:, 1:], head.box_regressor(region_RF), self.config.roi.box_weights),
+            query_RD=head.classifier.query(head.projection(region_RF)),
+            region_RF=region_RF.float(),
+        )
+
+    def _named(self, regions: _Regions, search: Search) -> tuple[Tensor, Tensor]:
+        """The query of each region and the rows that it is compared with."""
         classifier = self.roi_head.classifier
-        text_KD = classifier.text_KD
+        query_RD, text_KD = regions.query_RD, classifier.text_KD
         if search.text_bank_KD is not None:
             text_KD = F.normalize(search.text_bank_KD.to(text_KD.device, torch.float32), dim=1)
         if search.example_ED is not None:
             example_ED = F.normalize(search.example_ED.to(text_KD.device, torch.float32), dim=1)
-            distilled_RD = self.roi_head.distilled_unit_embeddings(region_RF)
+            distilled_RD = self.roi_head.distilled_unit_embeddings(regions.region_RF)
             query_RD, text_KD = with_examples(query_RD, distilled_RD, text_KD, example_ED, classifier.bias)
-        config = search.postprocess or self.config.postprocess
-        return select_detections(boxes_R4, query_RD, text_KD, classifier.bias, image_hw, config, search.rows)
+        return query_RD, text_KD
+
+    def _select(self, regions: _Regions, image_hw: tuple[int, int], search: Search) -> RawDetections:
+        """The detections of one image."""
+        query_RD, text_KD = self._named(regions, search)
+        config, bias = search.postprocess or self.config.postprocess, self.roi_head.classifier.bias
+        return select_detections(regions.boxes_R4, query_RD, text_KD, bias, image_hw, config, search.rows)
 
     def _with_masks(self, encoded: EncodedImages, found: list[RawDetections]) -> list[RawDetections]:
         if self.mask_head is None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from ovbridge.detector.pooling import RegionPooler
+from ovbridge.detector.winograd import Conv3x3
 
 
 class MaskHead(nn.Module):
@@ -24,9 +25,7 @@ class MaskHead(nn.Module):
         super().__init__()
         self.pooler = pooler
         widths = (inputs, *([channels] * convolutions))
-        self.convs = nn.ModuleList(
-            nn.Conv2d(width, output, 3, padding=1) for width, output in itertools.pairwise(widths)
-        )
+        self.convs = nn.ModuleList(Conv3x3(width, output) for width, output in itertools.pairwise(widths))
         self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
         self.predictor = nn.Conv2d(channels, 1, 1)
         for layer in (*self.convs, self.upsample):

@@ -14,9 +14,13 @@ from torch import Tensor
 from ovbridge.detector.boxes import clip_boxes, nonempty, suppress_sorted
 from ovbridge.detector.config import PostprocessConfig
 from ovbridge.detector.mask_head import paste_masks
+from ovbridge.detector.products import linear
 
 COLUMNS_AT_ONCE = 2048
 """Classes scored in one product: bounds memory at any vocabulary size."""
+
+LEADING_REGIONS = 64
+"""Regions of an image that mixed precision computes in fp32 again: three times the twenty best detections."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,7 @@ def best_candidates(
     flat = torch.zeros(0, dtype=torch.int64, device=query_RD.device)
     cut = False
     for start in range(0, num_classes, COLUMNS_AT_ONCE):
-        logits = query_RD @ text_KD[start : start + COLUMNS_AT_ONCE].T
+        logits = linear(query_RD, text_KD[start : start + COLUMNS_AT_ONCE])
         chunk = torch.sigmoid(logits if bias is None else logits + bias)
         chunk = torch.where(usable_R[:, None], chunk, -1.0)
         width = chunk.shape[1]
@@ -102,6 +106,17 @@ def best_candidates(
     scores, order = scores[order].sort(descending=True, stable=True)
     flat = flat[order]
     return Candidates(scores=scores, regions=flat // num_classes, class_ids=flat % num_classes, complete=not cut)
+
+
+def leading_regions(query_RD: Tensor, text_KD: Tensor) -> Tensor:
+    """Index [N] of the regions of one image that match any class best, at most `LEADING_REGIONS`.
+
+    Those that NMS would drop are among them: of two that hardly differ it is not yet certain which one it keeps.
+    """
+    best_R = query_RD.new_full((len(query_RD),), -torch.inf)
+    for start in range(0, len(text_KD), COLUMNS_AT_ONCE):
+        best_R = torch.maximum(best_R, linear(query_RD, text_KD[start : start + COLUMNS_AT_ONCE]).amax(dim=1))
+    return best_R.nan_to_num(nan=-torch.inf).topk(min(LEADING_REGIONS, len(best_R))).indices
 
 
 def select_detections(

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ovbridge.detector.anchors import cell_anchors, grid_anchors
 from ovbridge.detector.boxes import clip_boxes, decode_boxes, nonempty, suppress_sorted
 from ovbridge.detector.config import RpnConfig
+from ovbridge.detector.winograd import Conv3x3
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
@@ -50,7 +51,7 @@ class RegionProposalNetwork(nn.Module):
         self.config = config
         self.strides = tuple(strides)
         anchors = len(config.anchor_sizes[0]) * len(config.aspect_ratios)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
         self.objectness = nn.Conv2d(channels, anchors, 1)
         self.deltas = nn.Conv2d(channels, 4 * anchors, 1)
         for layer in (self.conv, self.objectness, self.deltas):

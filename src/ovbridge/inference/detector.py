@@ -102,7 +102,8 @@ class Detector:
             text_encoder: for names outside the stored vocabulary; by default the one that the checkpoint names is
                 loaded when such a name is first asked for.
             precision: fp32, the same detections on every machine; bf16, about half the time where the hardware has
-                it; mixed, maps and proposals in fp32 and regions in bf16; auto, bf16 where the hardware has it.
+                it; mixed, the best detections of fp32 in little more (maps, proposals and the best regions in
+                fp32); auto, bf16 where the hardware has it.
 
         Raises:
             CheckpointError: nothing there, or not a checkpoint of ours. ConfigError: no such device or precision.
@@ -284,7 +285,7 @@ class Detector:
                 raw = self._model.detect_each(
                     [self._input(images_HW3[i]) for i in group],
                     [searches[i] for i in group],
-                    exact_maps=self._precision == "mixed",
+                    mixed=self._precision == "mixed",
                 )
                 found |= dict(zip(group, raw, strict=True))
         return [found[i] for i in range(len(images_HW3))]

@@ -10,7 +10,7 @@ from torchvision.ops import nms
 from ovbridge.detector import postprocess
 from ovbridge.detector.boxes import clip_boxes
 from ovbridge.detector.config import PostprocessConfig
-from ovbridge.detector.postprocess import RawDetections, select_detections, to_original_size
+from ovbridge.detector.postprocess import RawDetections, leading_regions, select_detections, to_original_size
 
 IMAGE = (120, 160)
 
@@ -83,3 +83,18 @@ def test_original_size_scales_each_axis_and_drops_what_vanishes() -> None:
     assert seen.masks.shape == (1, 50, 400)
     assert seen.masks[0, 10:20, 20:60].all()
     assert int(seen.masks.sum()) == 400
+
+
+@pytest.mark.parametrize("columns_at_once", [3, 2048])
+def test_leading_regions_are_those_with_the_best_class(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator, columns_at_once: int
+) -> None:
+    monkeypatch.setattr(postprocess, "COLUMNS_AT_ONCE", columns_at_once)
+    monkeypatch.setattr(postprocess, "LEADING_REGIONS", 5)
+    query, text = torch.randn(20, 6, generator=generator), torch.randn(11, 6, generator=generator)
+    query[3] = torch.nan
+    best = (query @ text.T).amax(dim=1)
+    best[3] = -torch.inf
+    assert set(leading_regions(query, text).tolist()) == set(best.topk(5).indices.tolist())
+    assert len(leading_regions(query[:2], text)) == 2
+    assert len(leading_regions(query[:0], text)) == 0
