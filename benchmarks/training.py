@@ -1,13 +1,15 @@
-"""Training at the built-in world's size: our loop against a plain one, waiting for data, and decoding against Pillow.
+"""Training: our loop against a plain one, waiting for data, and decoding against Pillow.
 
     python benchmarks/training.py --out benchmarks/results/training.json
 
-The plain loop is what one writes first: fp32, contiguous memory, images read when they are needed, torchvision's
-RoIAlign, SGD parameter by parameter, the C library's own way with freed memory. Ours runs as one process with all
-threads, and as one process a core (torchrun). All train the same detector on the same batches, each window of steps in
-a process of its own; windows alternate, and medians are compared. bf16 is used where the processor computes it, which
-the result says. Processor seconds are compared too: they hardly depend on what else the machine does, and with one
-thread (OMP_NUM_THREADS=1) their ratio is that of an idle core.
+The detectors are the paper's two at full size (two pictures of 800 x 1,067 or so a step) and the built-in world's
+student. The plain loop is what one writes first: fp32, contiguous memory, images read when they are needed,
+torchvision's RoIAlign of every cell, stage 5 on every region, frozen norms as layers of their own, SGD parameter by
+parameter, the C library's own way with freed memory. Ours runs as one process with all threads, and the world's student
+also as one process a core (torchrun). All train the same detector on the same batches, each window of steps in a
+process of its own; windows alternate, and medians are compared. bf16 is used where the processor computes it, which the
+result says. Processor seconds are compared too: they hardly depend on what else the machine does, and with one thread
+(OMP_NUM_THREADS=1) their ratio is that of an idle core.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,6 +35,7 @@ import torch
 from detectors import plain_pooling
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 
 from ovbridge.allocator import keep_freed_memory
 from ovbridge.config_tree import apply_overrides
@@ -40,7 +43,9 @@ from ovbridge.data.ovd_files import write_coco_ovd
 from ovbridge.data.transforms import PhotometricJitter, TrainTransform
 from ovbridge.detector import TwoStageDetector, build_detector, lvis_r50_fpn, world_r18_fpn
 from ovbridge.detector.architectures import coco_r50_c4
+from ovbridge.detector.backbone import BottleneckBlock, ConvNorm, FrozenBatchNorm
 from ovbridge.detector.pixels import PixelNormalizer
+from ovbridge.detector.roi_head import Stage5Trunk
 from ovbridge.device import bf16_pays, default_device
 from ovbridge.images import read_image
 from ovbridge.recipes import recipe_named
@@ -54,25 +59,41 @@ from ovbridge.training.loop import TrainingParts, step_generator, train
 from ovbridge.training.optim import build_optimizer
 from ovbridge.training.prefetch import Batch
 from ovbridge.training.ranks import Peers, joined_run
+from ovbridge.training.stages import freeze, set_training_mode
 from ovbridge.training.start import starting_detector
 from ovbridge.world.write import write_world
 
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One window of steps of one detector, after a step of warm-up."""
+
+    batch: int
+    steps: int
+
+
+WORKLOADS = {
+    "coco": Workload(batch=2, steps=2),
+    "lvis": Workload(batch=2, steps=4),
+    "world": Workload(batch=16, steps=24),
+}
 THREADS = torch.get_num_threads()
 ONE_PROCESS = "one process"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "training.json")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--detectors", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=8, help="steps of one window")
     parser.add_argument("--windows", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--decodes", type=int, default=20)
     parser.add_argument("--loop", choices=("plain", "ours"), help="measure one window of this loop and nothing else")
     parser.add_argument("--world", type=Path, help="with --loop: where the pictures lie")
     settings = parser.parse_args()
+    if settings.out is None:
+        settings.out = Path(__file__).parent / "results" / "training.json"
     if settings.loop:
         one_window(settings)
         return
@@ -82,10 +103,9 @@ def main() -> None:
         write_world(world, train=settings.pictures, val=0, seed=77, image_labels_per_class=0)
         write_coco_ovd(world / "annotations", world / "annotations")
         np.save(world / "bank.npy", np.random.default_rng(0).normal(size=(80, 64)).astype(np.float32))
-        config = world_config(world, settings.batch)
         record: dict[str, Any] = {
-            "loops": compare_loops(settings, world, Path(folder)),
-            "data_wait": data_wait(config, Path(folder), settings.steps * 2, settings.workers),
+            "loops": {name: compare_loops(name, settings, world, Path(folder)) for name in settings.detectors},
+            "data_wait": data_wait(config_of("world", world), Path(folder), 50, settings.workers),
             "decoding": decoding(settings.decodes),
             "learning_parameters": learning_parameters(),
         }
@@ -101,39 +121,49 @@ def main() -> None:
     print(json.dumps(record, indent=2))
 
 
-def world_config(world: Path, batch: int) -> RunConfig:
-    """The base stage of the world recipe on pictures read from disk."""
-    config = recipe_named("world_base")
+def config_of(name: str, world: Path) -> RunConfig:
+    """The base stage of a recipe on the world's pictures, read from disk and resized as the recipe says.
+
+    The full-size detectors start from random weights and name the world's 80 classes.
+    """
+    workload, config = WORKLOADS[name], recipe_named("world_base")
     data = replace(config.data, root=str(world), text_bank="bank.npy", cache_in_memory=False)
-    return apply_overrides(replace(config, data=data), [f"batches.det={batch}", "loop.save_every=1000000"])
+    config = replace(config, data=data)
+    if name != "world":
+        full = recipe_named(f"{name}_base")
+        transform = replace(full.batches.det_transform, short_sides=(800,))
+        batches = replace(config.batches, det_transform=transform)
+        config = replace(config, detector=full.detector, optim=full.optim, batches=batches, init="")
+    return apply_overrides(config, [f"batches.det={workload.batch}", "loop.save_every=1000000"])
 
 
-def compare_loops(settings: argparse.Namespace, world: Path, folder: Path) -> dict[str, Any]:
+def compare_loops(name: str, settings: argparse.Namespace, world: Path, folder: Path) -> dict[str, Any]:
     """Images a second of the loops, and how many times those of the plain one, medians over alternating windows."""
     contenders = {"plain": ("plain", 1), ONE_PROCESS: ("ours", 1)}
-    if THREADS > 1:
+    if THREADS > 1 and name == "world":
         contenders[f"{THREADS} processes"] = ("ours", THREADS)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for window in range(settings.windows):
-        for number, (name, (loop, processes)) in enumerate(contenders.items()):
-            out = folder / f"window{window}_{number}.json"
-            runs[name].append(in_own_process(settings, loop, world, out, processes))
-            print(name, json.dumps(runs[name][-1]), flush=True)
-    found: dict[str, Any] = {}
+        for number, (contender, (loop, processes)) in enumerate(contenders.items()):
+            out = folder / f"{name}_window{window}_{number}.json"
+            runs[contender].append(in_own_process(name, loop, world, out, processes))
+            print(name, contender, json.dumps(runs[contender][-1]), flush=True)
+    found: dict[str, Any] = {"images_a_step": WORKLOADS[name].batch, "steps": WORKLOADS[name].steps}
     for unit in ("images_per_second", "images_per_cpu_second"):
-        rates = {name: [round(run[unit], 2) for run in windows] for name, windows in runs.items()}
-        middle = {name: statistics.median(values) for name, values in rates.items()}
-        ratios = {name: round(value / middle["plain"], 3) for name, value in middle.items() if name != "plain"}
+        rates = {contender: [round(run[unit], 4) for run in windows] for contender, windows in runs.items()}
+        middle = {contender: statistics.median(values) for contender, values in rates.items()}
+        ratios = {contender: round(value / middle["plain"], 3) for contender, value in middle.items()}
+        del ratios["plain"]
         found[unit] = {**rates, "times_plain": ratios}
     return found
 
 
-def in_own_process(settings: argparse.Namespace, loop: str, world: Path, out: Path, processes: int) -> dict[str, float]:
+def in_own_process(name: str, loop: str, world: Path, out: Path, processes: int) -> dict[str, float]:
     """One window of `loop` in a fresh process, or in several that share the threads."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [
         sys.executable, *(launcher if processes > 1 else []), __file__, "--loop", loop, "--world", str(world),
-        "--out", str(out), "--batch", str(settings.batch), "--steps", str(settings.steps),
+        "--out", str(out), "--detectors", name,
     ]  # fmt: skip
     threads = {"OMP_NUM_THREADS": str(THREADS // processes)}
     done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True)
@@ -145,31 +175,43 @@ def in_own_process(settings: argparse.Namespace, loop: str, world: Path, out: Pa
 
 def one_window(settings: argparse.Namespace) -> None:
     """Measure one loop in this process, and its peers where torchrun started some; the first writes `--out`."""
-    config = world_config(settings.world, settings.batch)
+    (name,) = settings.detectors
+    config, steps = config_of(name, settings.world), WORKLOADS[name].steps
     if settings.loop == "plain":
-        settings.out.write_text(json.dumps(plain_rates(config, settings.steps)))
+        settings.out.write_text(json.dumps(plain_rates(config, steps)))
         return
     keep_freed_memory()  # as the program does
     with joined_run() as (peers, _):
-        found = run_ours(config, settings.out.with_suffix(""), settings.steps, 0, peers)
+        found = run_ours(config, settings.out.with_suffix(""), steps, 0, peers)
     if peers.ranks.is_first:
         settings.out.write_text(json.dumps(found))
 
 
 def _model(config: RunConfig, inputs: TrainingInputs) -> TwoStageDetector:
-    model = starting_detector(config.detector, config.stage, inputs.bank, Path(config.init), seed=0)
+    if config.init:
+        model = starting_detector(config.detector, config.stage, inputs.bank, Path(config.init), seed=0)
+    else:
+        projection = replace(config.detector.projection, embedding_dim=inputs.bank.dim)
+        model = build_detector(replace(config.detector, projection=projection), inputs.bank.embeddings_KD, seed=0)
+        for block in model.modules():  # Random residuals would add up, and every proposal become the whole picture.
+            if isinstance(block, BottleneckBlock) and isinstance(block.conv3.norm, FrozenBatchNorm):
+                block.conv3.norm.weight.fill_(0.1)
+        freeze(model, config.stage.frozen)
+        set_training_mode(model, config.stage.batch_norm)
     return model.to(default_device())
 
 
 def plain_rates(config: RunConfig, steps: int) -> dict[str, float]:
     """The loop that one writes first; one step of warm-up."""
-    inputs = open_inputs(config.data, config.stage, with_masks=False)
+    inputs = open_inputs(config.data, config.stage, with_masks=config.detector.mask is not None)
     model = _model(config, inputs)
+    if isinstance(model.roi_head.trunk, Stage5Trunk):
+        model.roi_head.trunk.starts_on_the_map = False
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, foreach=False)
     losses = loss_function(config, inputs)
     batches = iter(build_batches(inputs, config.data, config.stage, config.batches, seed=0))
     began = cpu = 0.0
-    with plain_pooling(), channels_first_maps():
+    with plain_pooling(), channels_first_maps(), plain_norms():
         for step in range(steps + 1):
             if step == 1:
                 began, cpu = time.perf_counter(), time.process_time()
@@ -199,6 +241,22 @@ def channels_first_maps() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def plain_norms() -> Iterator[None]:
+    """Frozen norms as layers of their own."""
+    ours = ConvNorm.forward
+
+    def forward(self: ConvNorm, x: torch.Tensor, more_bias: torch.Tensor | None = None) -> torch.Tensor:
+        norm = self.norm
+        if not isinstance(norm, FrozenBatchNorm):
+            return ours(self, x)
+        x = functional.conv2d(x, self.weight, stride=self.stride, padding=self.padding)
+        return functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+    with patch.object(ConvNorm, "forward", forward):
+        yield
+
+
 def run_ours(config: RunConfig, folder: Path, steps: int, workers: int, peers: Peers | None = None) -> dict[str, float]:
     """`training.loop`: rates and data wait over the steps after the first, from the log and the processor's clock.
 
@@ -208,7 +266,7 @@ def run_ours(config: RunConfig, folder: Path, steps: int, workers: int, peers: P
     ranks = peers.ranks
     folder.mkdir(parents=True, exist_ok=True)
     config = apply_overrides(config, [f"loop.steps={steps + 1}", "loop.log_every=1", f"batches.workers={workers}"])
-    inputs = open_inputs(config.data, config.stage, with_masks=False)
+    inputs = open_inputs(config.data, config.stage, with_masks=config.detector.mask is not None)
     model = _model(config, inputs)
     model = model.to(memory_format=torch.channels_last)
     prepare_model(model, config, peers)

@@ -7,7 +7,7 @@ import os
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """Names of glibc's mallopt (malloc.h)."""
-_NEVER_TRIM = 2**31 - 1
+_NEVER_TRIM = -1
 
 
 def keep_freed_memory() -> bool:

@@ -243,7 +243,7 @@ class PyramidBackbone(nn.Module):
         ):
             merged = lateral(feature)
             if top is not None:
-                merged = _plus_doubled(merged, top)
+                merged = _add_doubled(merged, top)
             top = merged
             levels.insert(0, output(merged))
         if self.extra_level:
@@ -251,11 +251,13 @@ class PyramidBackbone(nn.Module):
         return levels
 
 
-def _plus_doubled(fine: Tensor, coarse: Tensor) -> Tensor:
-    """`fine` [B, C, 2 H, 2 W] + `coarse` [B, C, H, W] at twice the size, each pixel four times."""
+def _add_doubled(fine: Tensor, coarse: Tensor) -> Tensor:
+    """`fine` [B, C, 2 H, 2 W] + `coarse` [B, C, H, W] at twice the size, each pixel four times; in place if it may."""
+    if torch.is_grad_enabled():
+        return fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest")
     batch, channels, height, width = coarse.shape
-    fours = fine.view(batch, channels, height, 2, width, 2) + coarse[:, :, :, None, :, None]
-    return fours.view_as(fine)
+    fine.view(batch, channels, height, 2, width, 2).add_(coarse[:, :, :, None, :, None])
+    return fine
 
 
 def set_norm_eval(module: nn.Module) -> None:

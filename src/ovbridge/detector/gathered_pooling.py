@@ -77,7 +77,7 @@ class CellTaps:
         """A map [B, C, H, W] → [R, C, S, S] in channels-last order, in its dtype; differentiable in the map."""
         assert (feature.shape[0], *feature.shape[2:]) == self._shape
         channels = feature.shape[1]
-        pixels = feature.permute(0, 2, 3, 1).reshape(-1, channels)
+        pixels = feature.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
         pooled = cast(Tensor, _WeightedGather.apply(pixels, self._index, self._weights, self._offsets))
         return pooled.view(self._regions, self._side, self._side, channels).permute(0, 3, 1, 2)
 

@@ -6,7 +6,7 @@ Legend: R regions of all images, F region feature, D embedding, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +76,27 @@ class Stage5Trunk(nn.Module):
 
     @staticmethod
     def _finish(x: Tensor) -> Tensor:
+        return cast(Tensor, _Mean.apply(x))
+
+
+class _Mean(torch.autograd.Function):
+    """Mean over the pixels of each region [R, F, H, W] in fp32: [R, F].
+
+    The gradient is written once, as `x` lies in memory and in its dtype; PyTorch's own is written in fp32, channels
+    first, and converted.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.like = torch.empty_like(x, device="meta")
         with torch.autocast(x.device.type, enabled=False):
             return x.mean(dim=(2, 3), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient_RF,) = gradients
+        made = torch.empty_like(ctx.like, device=gradient_RF.device)
+        return made.copy_((gradient_RF / (made.shape[2] * made.shape[3]))[:, :, None, None])
 
 
 class FullyConnectedTrunk(nn.Module):

@@ -161,13 +161,13 @@ class PointFilter:
         for image, images, top, tiles in spans:
             first, last = max(top * step - 1, 0), min((top + tiles) * step + 1, height)
             outputs = min(tiles * step, height - top * step)
-            table = pixels[image : image + images, first:last].reshape(-1, channels)
+            table = pixels[image : image + images, first:last].reshape(-1, channels).contiguous()
             above = first < top * step
             taps = _input_taps(self.tiling, self.dtype, tiles, (last - first, width), above=above, images=at_once)
             values = _gather(table, taps, images * tiles * across * points)
             values = values.view(1, 1, -1, points * channels).permute(0, 3, 1, 2)
             values = F.conv2d(values, self.weight, self.bias, groups=points)
-            table = values.permute(0, 2, 3, 1).reshape(-1, self.outputs)
+            table = values.permute(0, 2, 3, 1).reshape(-1, self.outputs).contiguous()
             taps = _output_taps(self.tiling, self.dtype, tiles, (outputs, width), images=at_once)
             made.append(_gather(table, taps, images * outputs * width))
         whole = made[0] if len(made) == 1 else torch.cat(made)

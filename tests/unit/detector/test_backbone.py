@@ -127,3 +127,28 @@ def test_passes_of_several_threads_over_one_model_do_not_disturb_each_other() ->
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(often, range(4)))
+
+
+def test_levels_are_merged_alike_with_and_without_gradients(generator: torch.Generator) -> None:
+    pyramid = PyramidBackbone(
+        ResNet(
+            stem_channels=4,
+            depths=(1, 1, 1),
+            channels=(8, 8, 8),
+            out_stages=(2, 3, 4),
+            block="basic",
+            norm="frozen",
+            stride_in_1x1=True,
+            freeze_at=0,
+        ),
+        channels=6,
+        extra_level=True,
+    )
+    x = torch.randn(1, 3, 32, 64, generator=generator)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        pixels = x.contiguous(memory_format=layout)
+        learning = pyramid(pixels)
+        with torch.no_grad():
+            using = pyramid(pixels)
+        for ours, theirs in zip(using, learning, strict=True):
+            torch.testing.assert_close(ours, theirs)
