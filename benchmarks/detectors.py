@@ -7,9 +7,10 @@ the threshold decoded and suppressed with batched_nms. It runs in turn with ours
 so the ratio holds on a loaded machine too; CPU seconds are given beside wall seconds for the same reason. The official
 medians (another machine, nothing else running) are quoted for scale.
 
-`--modes agreement` measures how far bf16 moves detections: of the 20 best of fp32, how many bf16 finds with the same
-class at IoU 0.9; with the goldens' weights, which mean nothing and give scores that nearly tie, on their pictures, and
-with the built-in trained detector on scenes of the built-in world.
+`--modes agreement` measures how far bf16 and mixed precision move detections: of the 20 best of fp32, how many they
+find, and find among their own 20 best, with the same class at IoU 0.9; with the goldens' weights, which mean nothing
+and give scores that nearly tie, on their pictures, and with the built-in trained detector on scenes of the built-in
+world.
 """
 
 from __future__ import annotations
@@ -192,13 +193,17 @@ def jobs(name: str, mode: str, model: TwoStageDetector, image: Tensor) -> dict[s
     if mode == "select":
         return select_jobs(model, image)
     if mode == "detect":
-        original = (480, 640)
         size = (int(image.shape[1]), int(image.shape[2]))
+
+        def finished(found: RawDetections) -> RawDetections:
+            with torch.autocast("cpu", enabled=False):  # as the program does
+                return to_original_size(found, size, (480, 640))
+
         return {
-            "ours fp32": lambda: to_original_size(model.detect([image])[0], size, original),
-            "plain fp32": lambda: to_original_size(plain_detect(model, image), size, original),
-            "ours bf16": lambda: to_original_size(model.detect([image])[0], size, original),
-            "ours mixed": lambda: to_original_size(model.detect([image], mixed=True)[0], size, original),
+            "ours fp32": lambda: finished(model.detect([image])[0]),
+            "plain fp32": lambda: finished(plain_detect(model, image)),
+            "ours bf16": lambda: finished(model.detect([image])[0]),
+            "ours mixed": lambda: finished(model.detect([image], mixed=True)[0]),
         }
     count, height, width = (2, 800, 1067) if mode == "train" else (8, 400, 533)
     images = training_images(count, height, width, CLASSES[name], boxes=mode == "train")
@@ -221,38 +226,43 @@ TOP = 20
 
 
 @torch.inference_mode()
-def found_again(model: TwoStageDetector, image: Tensor) -> tuple[int, int]:
-    """How many of the `TOP` best detections bf16 finds too, with their class and at IoU 0.9, and how many there are."""
+def found_again(model: TwoStageDetector, image: Tensor, *, mixed: bool) -> tuple[int, int, int]:
+    """How many of the `TOP` best detections of fp32 half or mixed precision finds too, with their class and at IoU 0.9;
+    how many among its own `TOP` best; and how many there are."""
     exact = model.detect([image])[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        other = model.detect([image])[0]
+        other = model.detect([image], mixed=mixed)[0]
     overlap = box_iou(exact.boxes_xyxy[:TOP], other.boxes_xyxy)
     overlap[exact.class_ids[:TOP, None] != other.class_ids] = 0.0
-    return int((overlap >= 0.9).any(dim=1).sum()), min(TOP, len(exact.class_ids))
+    same = overlap >= 0.9
+    return int(same.any(dim=1).sum()), int(same[:, :TOP].any(dim=1).sum()), min(TOP, len(exact.class_ids))
 
 
 def agreement(goldens: Path, scenes: int = 60) -> dict[str, Any]:
-    """Shares over all pictures of each detector."""
-    found: dict[str, list[tuple[int, int]]] = {}
-    for name in CLASSES:
-        model = detector(name, goldens)
-        for file in sorted((goldens / "images").glob("img*_resized_*.png")):
-            image = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1).contiguous()
-            found.setdefault(f"{name}, weights of the goldens", []).append(found_again(model, image))
+    """Shares over all pictures of each detector, for both precisions."""
+    models: dict[str, tuple[TwoStageDetector, list[Path]]] = {
+        f"{name}, weights of the goldens": (
+            detector(name, goldens), sorted((goldens / "images").glob("img*_resized_*.png"))
+        )
+        for name in CLASSES
+    }  # fmt: skip
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         write_world(Path(scratch), train=scenes, val=1, seed=11, image_labels_per_class=0)
-        trained = Detector.load()
-        for file in sorted((Path(scratch) / "train2017").glob("*.jpg")):
-            image = torch.from_numpy(read_image(file)).permute(2, 0, 1).contiguous()
-            found.setdefault("built-in detector, trained", []).append(found_again(trained.model, image))
-    return {
-        name: {
-            "pictures": len(pairs),
-            "top_20_found": round(sum(f for f, _ in pairs) / sum(n for _, n in pairs), 4),
-            "pictures_with_all": sum(f == n for f, n in pairs),
-        }
-        for name, pairs in found.items()
-    }
+        pictures = sorted((Path(scratch) / "train2017").glob("*.jpg"))
+        models["built-in detector, trained"] = Detector.load().model, pictures
+        for name, (model, files) in models.items():
+            result[name] = {"pictures": len(files)}
+            images = [torch.from_numpy(read_image(file)).permute(2, 0, 1).contiguous() for file in files]
+            for precision in ("bf16", "mixed"):
+                counts = [found_again(model, image, mixed=precision == "mixed") for image in images]
+                total = sum(there for _, _, there in counts)
+                result[name][precision] = {
+                    "top_20_found": round(sum(found for found, _, _ in counts) / total, 4),
+                    "among_its_top_20": round(sum(leading for _, leading, _ in counts) / total, 4),
+                    "pictures_with_all": sum(leading == there for _, leading, there in counts),
+                }
+    return result
 
 
 def measure(

@@ -178,7 +178,7 @@ class KeptFilter:
     """The point filter of one layer, kept from pass to pass and made anew when its weights have changed."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[torch.dtype, int], tuple[Any, PointFilter]] = {}
+        self._kept: dict[tuple[torch.dtype, int], _Kept] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeptFilter:
         return KeptFilter()
@@ -190,12 +190,20 @@ class KeptFilter:
         dtype = _computed_in(x)
         tiling = _tilings.get()[dtype]
         kind = dtype, tiling.step
-        state = [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in made_of]
+        # By identity, which holds on to the tensors: an address alone may be given to other weights.
+        state = [(id(part), part.data_ptr(), 0 if part.is_inference() else part._version) for part in made_of]
         kept = self._kept.get(kind)
-        if kept is None or kept[0] != state:
-            kept = state, PointFilter(*make(), dtype, tiling)
+        if kept is None or kept.state != state:
+            kept = _Kept(made_of=tuple(made_of), state=state, filter=PointFilter(*make(), dtype, tiling))
             self._kept[kind] = kept
-        return kept[1](x)
+        return kept.filter(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    made_of: tuple[Tensor, ...]
+    state: list[tuple[int, int, int]]
+    filter: PointFilter
 
 
 class Conv3x3(nn.Conv2d):
