@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -115,10 +115,16 @@ def by_points(*, rough: bool = False) -> Iterator[None]:
 
 def points_pay(x: Tensor, weight: Tensor) -> bool:
     """Whether a 3x3 convolution of stride 1 and padding 1 should go over points here and now."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu" or not _gathers_fast():
         return False
     wide = min(weight.shape[:2]) >= _LEAST_CHANNELS
     return wide and x.shape[0] * x.shape[2] * x.shape[3] >= _LEAST_PIXELS and _computed_in(x) in _tilings.get()
+
+
+@cache
+def _gathers_fast() -> bool:
+    """Whether PyTorch has a vectorised `embedding_bag` for this processor."""
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def _computed_in(x: Tensor) -> torch.dtype:

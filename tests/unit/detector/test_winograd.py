@@ -65,7 +65,9 @@ def wide(generator: torch.Generator) -> tuple[Conv3x3, Tensor]:
     return Conv3x3(128, 128), torch.randn(2, 128, 20, 24, generator=generator)
 
 
-def test_a_layer_goes_over_points_only_inside_and_without_gradients(wide: tuple[Conv3x3, Tensor]) -> None:
+def test_a_layer_goes_over_points_only_inside_and_without_gradients(
+    wide: tuple[Conv3x3, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer, x = wide
     assert not points_pay(x, layer.weight)
     with by_points():
@@ -75,6 +77,9 @@ def test_a_layer_goes_over_points_only_inside_and_without_gradients(wide: tuple[
             assert not points_pay(x[:1, :, :20, :20], layer.weight), "too few pixels"
             assert not points_pay(x, layer.weight[:64]), "too few channels"
             assert not points_pay(x.double(), layer.weight)
+            with monkeypatch.context() as patch:
+                patch.setattr(winograd, "_gathers_fast", lambda: False)
+                assert not points_pay(x, layer.weight), "another kind of processor"
             elsewhere: list[bool] = []
             thread = threading.Thread(target=lambda: elsewhere.append(points_pay(x, layer.weight)))
             thread.start()
