@@ -19,7 +19,7 @@ from ovbridge.run_config import FREE_FIELDS, RunConfig
 from ovbridge.train_preparation import loss_function, prepare_model, print_memory_line
 from ovbridge.training.average import WeightAverage
 from ovbridge.training.batches import build_batches
-from ovbridge.training.inputs import TrainingInputs, fingerprint, open_inputs
+from ovbridge.training.inputs import TrainingInputs, fingerprint, open_inputs, required_paths
 from ovbridge.training.loop import TrainingParts, train
 from ovbridge.training.optim import build_optimizer, require_learning
 from ovbridge.training.ranks import Peers, joined_run
@@ -188,13 +188,25 @@ def _metadata(config: RunConfig, inputs: TrainingInputs) -> DetectorMetadata:
     )
 
 
-def plan_run(config: RunConfig, out: Path) -> dict[str, Any]:
+def inputs_there(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Every file and folder that the run reads, by the setting that names it, and whether it exists; JSON-ready."""
+    paths = {field: path for field, _, path in required_paths(config.data, config.stage)}
+    if config.init or config.stage.init_from != "nothing":
+        paths["init"] = Path(config.init or "?")
+    return {
+        field: {"path": None if path.name == "?" else str(path), "exists": path.exists()}
+        for field, path in paths.items()
+    }
+
+
+def plan_run(config: RunConfig, out: Path | None) -> dict[str, Any]:
     """What `train_run` would do, with every input opened and checked but nothing written; JSON-ready.
 
     Raises as `train_run` does.
     """
     inputs = open_inputs(config.data, config.stage, with_masks=config.detector.mask is not None)
-    check_run_folder(out, run_record(config, inputs), may_differ=FREE_FIELDS, upgrade=with_new_fields)
+    if out is not None:
+        check_run_folder(out, run_record(config, inputs), may_differ=FREE_FIELDS, upgrade=with_new_fields)
     batches = build_batches(inputs, config.data, config.stage, config.batches, seed=config.seed)
     init = Path(config.init) if config.init else None
     model = starting_detector(config.detector, config.stage, inputs.bank, init, seed=config.seed)
@@ -203,8 +215,8 @@ def plan_run(config: RunConfig, out: Path) -> dict[str, Any]:
         check_validation(config.validation, Path(config.data.root))
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
-        "out": str(out),
-        "finished": is_finished(out),
+        "out": None if out is None else str(out),
+        "finished": out is not None and is_finished(out),
         "images": dict(zip(("det", "cls"), batches.state_dict()["images"], strict=False)),
         "classes": {role: len(inputs.vocabulary.columns(role)) for role in ("base", "novel", "unused")},
         "text_encoder": inputs.bank.encoder,

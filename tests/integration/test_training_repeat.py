@@ -259,7 +259,29 @@ def test_dry_run_shows_everything_and_writes_nothing(
     assert plan["images"] == {"det": 8}
     assert plan["classes"] == {"base": 2, "novel": 1, "unused": 1}
     assert plan["config"]["loop"]["steps"] == 6
+    assert all(found["exists"] for found in plan["inputs"].values())
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_needs_no_folder_and_says_which_inputs_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train2017").mkdir()
+    assert command_line(["train", "coco_rkd_pis_wt", "--dry-run"]) == 2
+    shown = capsys.readouterr()
+    resolved = json.loads(shown.out)
+    assert resolved["config"]["loop"]["steps"] == 90_000
+    assert resolved["config"]["optim"]["learning_rate"] == 0.02
+    assert {field for field, found in resolved["inputs"].items() if found["exists"]} == {
+        "data.images",
+        "data.label_images",
+    }
+    assert set(resolved["inputs"]) > {"data.annotations", "data.label_annotations", "data.store", "init"}
+    assert "data.annotations" in shown.err
+    assert "Traceback" not in shown.err
+    assert command_line(["train", "coco_rkd_pis_wt"]) == 2
+    assert "--out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from ovbridge.cli.arguments import call
+from ovbridge.errors import ConfigError
 
 EXAMPLES = """
 ovbridge train world_base --data runs/world --store runs/labels --out runs/base
@@ -52,7 +53,7 @@ def train(
     recipe: Annotated[str, tyro.conf.Positional],
     /,
     *,
-    out: Path,
+    out: Path | None = None,
     stage: str | None = None,
     data: Path | None = None,
     store: Path | None = None,
@@ -68,7 +69,8 @@ def train(
     Args:
         recipe: world_base, world_rkd, ..., coco_..., lvis_..., or one of world, coco, lvis with --stage; clip, mavl,
             backbone, finetune.
-        out: Folder of the run: config.json, log.jsonl, tensorboard/, checkpoints/, detector.safetensors.
+        out: Folder of the run: config.json, log.jsonl, tensorboard/, checkpoints/, detector.safetensors. Only --dry-run
+            may do without.
         stage: base, rkd, pis, rkd_pis or rkd_pis_wt, where the recipe does not say it.
         data: Folder that the recipe's data paths are relative to.
         store: Label store.
@@ -76,7 +78,7 @@ def train(
         set: Overrides of single settings, such as loop.steps=1000 optim.learning_rate=0.01 data.images=photos.
         seed: Seed of everything random.
         profile: Write a profile of so many steps into the run's folder.
-        dry_run: Print the whole run and check its inputs, but train nothing.
+        dry_run: Print the whole run and which of its inputs exist, check them, but train nothing.
         as_json: Print the result as JSON.
     """
     from ovbridge.config_tree import apply_overrides, to_json
@@ -92,12 +94,18 @@ def train(
     config = apply_overrides(config if seed is None else replace(config, seed=seed), set)
     if profile:
         config = replace(config, loop=replace(config.loop, profile_steps=profile))
-    from ovbridge.train_run import plan_run, train_run
+    from ovbridge.train_run import inputs_there, plan_run, train_run
     from ovbridge.training.ranks import ranks_of
 
     if dry_run:
-        print(json.dumps({"config": to_json(config), **plan_run(config, out)}, indent=2))
+        resolved = {"config": to_json(config), "inputs": inputs_there(config)}
+        try:
+            resolved |= plan_run(config, out)
+        finally:  # What is missing is said below what was asked for.
+            print(json.dumps(resolved, indent=2), flush=True)
         return
+    if out is None:
+        raise ConfigError("--out is required: the folder of the run, such as --out runs/base")
     checkpoint = train_run(config, out)
     if not ranks_of(os.environ)[0].is_first:
         return
