@@ -193,7 +193,7 @@ def _model(config: RunConfig, inputs: TrainingInputs) -> TwoStageDetector:
     else:
         projection = replace(config.detector.projection, embedding_dim=inputs.bank.dim)
         model = build_detector(replace(config.detector, projection=projection), inputs.bank.embeddings_KD, seed=0)
-        for block in model.modules():  # Random residuals would add up, and every proposal become the whole picture.
+        for block in model.modules():  # Random residuals would add up until hardly a proposal is left.
             if isinstance(block, BottleneckBlock) and isinstance(block.conv3.norm, FrozenBatchNorm):
                 block.conv3.norm.weight.fill_(0.1)
         freeze(model, config.stage.frozen)

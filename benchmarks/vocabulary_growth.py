@@ -3,7 +3,7 @@
     python benchmarks/vocabulary_growth.py --threads 2 --out benchmarks/results/vocabulary_growth.json
 
 R50-FPN with the goldens' weights on one of their pictures, where a picture has 1,000 regions and 300 masks, the most
-there can be (with random weights nearly all proposals are one, and names cost nothing). The sizes are run in turn in
+there can be (random weights leave no proposal, and names cost nothing then). The sizes are run in turn in
 one process, in each precision that pays. Of memory it gives the growth of the process's peak, each size in a process
 of its own.
 """
