@@ -243,21 +243,12 @@ class PyramidBackbone(nn.Module):
         ):
             merged = lateral(feature)
             if top is not None:
-                merged = _add_doubled(merged, top)
+                merged = merged + F.interpolate(top, scale_factor=2.0, mode="nearest")
             top = merged
             levels.insert(0, output(merged))
         if self.extra_level:
             levels.append(levels[-1][:, :, ::2, ::2])
         return levels
-
-
-def _add_doubled(fine: Tensor, coarse: Tensor) -> Tensor:
-    """`fine` [B, C, 2 H, 2 W] + `coarse` [B, C, H, W] at twice the size, each pixel four times; in place if it may."""
-    if torch.is_grad_enabled():
-        return fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest")
-    batch, channels, height, width = coarse.shape
-    fine.view(batch, channels, height, 2, width, 2).add_(coarse[:, :, :, None, :, None])
-    return fine
 
 
 def set_norm_eval(module: nn.Module) -> None:

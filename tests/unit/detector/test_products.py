@@ -16,7 +16,7 @@ from ovbridge.detector.products import linear
 def test_equals_a_linear_layer(
     monkeypatch: pytest.MonkeyPatch, generator: torch.Generator, rows: int, with_bias: bool
 ) -> None:
-    monkeypatch.setattr(products, "_WORTH_IT", 1)
+    monkeypatch.setattr(products, "_LARGE", 0)
     x, weight = torch.randn(rows, 17, generator=generator), torch.randn(9, 17, generator=generator)
     bias = torch.randn(9, generator=generator) if with_bias else None
     made = linear(x, weight, bias)
@@ -26,7 +26,7 @@ def test_equals_a_linear_layer(
 
 
 def test_gradients_go_the_usual_way(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
-    monkeypatch.setattr(products, "_WORTH_IT", 1)
+    monkeypatch.setattr(products, "_LARGE", 0)
     x = torch.randn(5, 7, generator=generator, requires_grad=True)
     weight = torch.randn(3, 7, generator=generator)
     linear(x, weight).sum().backward()
@@ -36,7 +36,7 @@ def test_gradients_go_the_usual_way(monkeypatch: pytest.MonkeyPatch, generator: 
 
 @torch.no_grad()
 def test_half_precision_stays_half(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
-    monkeypatch.setattr(products, "_WORTH_IT", 1)
+    monkeypatch.setattr(products, "_LARGE", 0)
     x, weight = torch.randn(5, 7, generator=generator), torch.randn(3, 7, generator=generator)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
