@@ -17,7 +17,6 @@ from ovbridge.detector.classifier import CosineClassifier
 from ovbridge.detector.gathered_pooling import CellTaps
 from ovbridge.detector.library_body import LibraryTrunk
 from ovbridge.detector.pooling import RegionPooler
-from ovbridge.detector.products import linear
 from ovbridge.detector.projection import Projection
 
 REGIONS_AT_ONCE = 256
@@ -119,8 +118,7 @@ class FullyConnectedTrunk(nn.Module):
         """Maps [B, C, H, W] and regions [R, 5] → [R, F]."""
         x: Tensor = self.pooler(features, rois).flatten(1)
         for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
-            x = F.relu_(linear(x, layer.weight, layer.bias))
+            x = F.relu_(layer(x))
         return x
 
 
