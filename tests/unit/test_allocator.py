@@ -18,7 +18,7 @@ def faults():
 faults()
 plain = faults()
 kept = keep_freed_memory()
-print(kept, plain, min(faults() for _ in range(8)))
+print(kept, plain, max([faults() for _ in range(24)][-4:]))
 """
 
 
@@ -35,7 +35,8 @@ def test_the_next_tensor_takes_the_same_pages() -> None:
     kept, plain, after = run()
     assert kept == "True"
     assert int(plain) > 1000
-    # The first few may not fit where the one before them was: aligned tensors ask for a little more than they keep.
+    # The first dozen may not fit where the one before them was (aligned tensors ask for a little more than they keep);
+    # then every one must.
     assert int(after) < 100
 
 
